@@ -1,0 +1,74 @@
+# Two commands for a newcomer: make demo, make test. Each makes the virtual environment and installs what it needs.
+PYTHON ?= python3
+PIP_VERSION := 25.3
+EXTRAS := torch,analysis,giotto
+MODERN_EXTRAS := torch,analysis
+SOURCES := pyproject.toml constraints.txt constraints-modern.txt
+# Small matrices: more than one BLAS or OpenMP thread per test only adds noise.
+PYTEST_ENVIRONMENT := OMP_NUM_THREADS=1 PYTHONWARNINGS=default
+
+.PHONY: help demo install test test-full test-modern coverage lint format typecheck benchmark golden constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
+
+# pip keeps scratch of its own; a stamp per purpose lets a second call start at once.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "dynome: the tested set needs Python 3.11 or 3.12, this is %d.%d; call make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet "pip==$(PIP_VERSION)"
+
+.venv/.runtime: .venv/bin/pip $(SOURCES)
+	.venv/bin/pip install --quiet --constraint constraints.txt --only-binary=giotto-tda --editable ".[$(EXTRAS)]"
+	@touch $@
+
+.venv/.development: .venv/.runtime
+	.venv/bin/pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+.venv-modern/.development: $(SOURCES)
+	$(PYTHON) -m venv .venv-modern
+	.venv-modern/bin/pip install --quiet "pip==$(PIP_VERSION)"
+	.venv-modern/bin/pip install --quiet --constraint constraints-modern.txt --editable ".[$(MODERN_EXTRAS)]" --group dev
+	@touch $@
+
+install: .venv/.development  ## Make the virtual environment with everything for development.
+
+demo: .venv/.runtime  ## Train, record, analyse, replay, predict; say where the report is. More options: make demo ARGS="--quick"
+	.venv/bin/dynome demo $(ARGS)
+
+test: .venv/.development  ## The test suite, at most ten minutes.
+	$(PYTEST_ENVIRONMENT) .venv/bin/pytest -m "not full" $(ARGS)
+
+test-full: .venv/.development coverage  ## The suite, the kill and fuzz campaigns, and the suite again without numba's JIT.
+	$(PYTEST_ENVIRONMENT) .venv/bin/pytest $(ARGS)
+
+test-modern: .venv-modern/.development  ## The suite with the newest numpy and scikit-learn, without giotto-tda.
+	$(PYTEST_ENVIRONMENT) .venv-modern/bin/pytest -m "not full" $(ARGS)
+
+coverage: .venv/.development  ## The suite without numba's JIT, so that kernels count; at least 90 % of the lines of each package.
+	@rm -f .coverage .coverage.*
+	$(PYTEST_ENVIRONMENT) NUMBA_DISABLE_JIT=1 .venv/bin/pytest -m "not full" --cov --cov-report= $(ARGS)
+	.venv/bin/coverage report --include='recorder/*' --fail-under=90
+	.venv/bin/coverage report --include='analysis/*' --fail-under=90
+
+lint: .venv/.development  ## Style, types, spelling, packaging metadata.
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/codespell
+	.venv/bin/validate-pyproject pyproject.toml
+
+format: .venv/.development  ## Let ruff put the code in order.
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+benchmark: .venv/.development  ## Time the hot paths against named peers; writes tests/benchmarks/RESULTS.md.
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks $(ARGS)
+
+constraints:  ## Resolve both tested sets anew.
+	$(PYTHON) tests/resolve_constraints.py
+
+clean:  ## Remove the environments and every cache.
+	rm -rf .venv .venv-modern .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
