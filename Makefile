@@ -1,6 +1,7 @@
 # Two commands for a newcomer: make demo, make test. Each makes the virtual environment and installs what it needs.
 PYTHON ?= python3
 PIP_VERSION := 25.3
+TORCH_VERSION := 2.13.0
 EXTRAS := torch,analysis,giotto
 MODERN_EXTRAS := torch,analysis
 SOURCES := pyproject.toml constraints.txt constraints-modern.txt
@@ -67,8 +68,19 @@ format: .venv/.development  ## Let ruff put the code in order.
 benchmark: .venv/.development  ## Time the hot paths against named peers; writes tests/benchmarks/RESULTS.md.
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks $(ARGS)
 
+# The header of each file stays; a local version such as +cpu names one machine's build and goes.
+define resolve
+	rm -rf .venv-resolve && $(PYTHON) -m venv .venv-resolve
+	.venv-resolve/bin/pip install --quiet "pip==$(PIP_VERSION)"
+	.venv-resolve/bin/pip install --quiet --only-binary=giotto-tda torch==$(TORCH_VERSION) --editable ".[$(2)]" --group dev
+	grep '^#' $(1) > $(1).new
+	.venv-resolve/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^pip==' >> $(1).new
+	mv $(1).new $(1) && rm -rf .venv-resolve
+endef
+
 constraints:  ## Resolve both tested sets anew.
-	$(PYTHON) tests/resolve_constraints.py
+	$(call resolve,constraints.txt,$(EXTRAS))
+	$(call resolve,constraints-modern.txt,$(MODERN_EXTRAS))
 
 clean:  ## Remove the environments and every cache.
 	rm -rf .venv .venv-modern .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
