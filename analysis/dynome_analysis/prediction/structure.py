@@ -1,0 +1,398 @@
+"""The rolled graph of a model, before any weight: which vertices there are, and which layer connects which.
+
+Read from the layer graph that the recorder wrote (``run.json``, ``model``), so no model code is needed. Vertices: the input's
+channels, the output channels of each convolution, the neurons of each fully connected layer. Everything else (activation,
+pooling, normalisation, dropout, flatten) only passes vertices on. The rule to keep: what cannot be followed is an error that
+names the layer, never a graph that is silently wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynome_recorder.errors import InvalidDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Connection", "LayeredStructure", "VertexGroup", "rolled_structure"]
+
+MODEL_INPUT = -1
+CONVOLUTIONS = frozenset({"Conv1d", "Conv2d", "Conv3d"})
+LINEAR = frozenset({"Linear", "NonDynamicallyQuantizableLinear"})
+# Their parameters scale and shift single channels, so they are no edges; the paper leaves batch norm out.
+NORMALISATIONS = frozenset(
+    "BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LayerNorm GroupNorm RMSNorm"
+    " InstanceNorm1d InstanceNorm2d InstanceNorm3d PReLU".split()
+)
+
+Axis = Literal["first", "last"]
+
+
+@dataclass(frozen=True)
+class VertexGroup:
+    """Vertices of one layer, numbered from ``start``.
+
+    Attributes
+    ----------
+    name
+        ``"input"``, or the layer: module path, ``@call`` behind it from the second call on. Layers whose outputs are added share
+        their vertices and are joined by ``+``.
+    start, size
+        First vertex, number of vertices.
+    """
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def vertices(self) -> slice:
+        """Where the group lies in a vector over all vertices."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """All edges that one layer makes between two vertex groups.
+
+    Attributes
+    ----------
+    layer
+        Name of the layer; for an identity shortcut, of the vertices that it reaches.
+    parameter
+        Recorded weight; None for an identity shortcut, whose edges all weigh ``identity_weight``.
+    source, target
+        Indices of vertex groups.
+    shape
+        (partition, target, source): one dense block per partition. A grouped convolution has several, side by side.
+    pixels
+        How many weights one edge stands for in a fully connected layer after a flatten: the pixels of a channel.
+    channel_axis
+        Whether the flattened channels were the slow ("first") or the fast ("last") axis.
+    """
+
+    layer: str
+    parameter: str | None
+    source: int
+    target: int
+    shape: tuple[int, int, int]
+    pixels: int = 1
+    channel_axis: Axis = "first"
+    identity_weight: float = 1.0
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, weight zero or not."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LayeredStructure:
+    """Vertices and connections of a rolled graph."""
+
+    groups: tuple[VertexGroup, ...]
+    connections: tuple[Connection, ...]
+
+    @property
+    def n_vertices(self) -> int:
+        """Number of vertices."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges; edges of weight zero count, parallel edges count each."""
+        return sum(connection.n_edges for connection in self.connections)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the recorded weights that the graph needs, each once."""
+        return tuple(dict.fromkeys(link.parameter for link in self.connections if link.parameter is not None))
+
+
+def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None = None) -> LayeredStructure:
+    """Find vertices and connections of the rolled graph from a recording's layer graph.
+
+    Parameters
+    ----------
+    model : mapping
+        ``run.json``'s ``model``: ``layers`` in call order and ``parameters``, as the format specifies.
+    identity_weight : float, optional
+        Weight of an edge between each channel and itself across an identity shortcut. None, the default: no such edges.
+
+    Returns
+    -------
+    LayeredStructure
+        Groups in call order, the input first.
+
+    Raises
+    ------
+    InvalidDataError
+        The recording holds no layer graph; a layer or a parameter with weights is of a kind that has no rule; channels cannot be
+        followed through a layer. The text names the layer.
+
+    Notes
+    -----
+    Vahedian et al., arXiv 2111.05410: rolled graph [P]; projection shortcuts connect a block's input vertices with its output
+    vertices [P]; identity shortcuts make no edges [P], or edges of a given weight [O]. Ours [O]: a module that is called twice has
+    vertices for each call; an input that only fully connected layers read has one vertex per feature, not per channel (one vertex
+    for a whole grey image would leave nothing of the first layer). Cost: O(layers^2), no weights read.
+    """
+    layers: list[dict[str, Any]] = list(model.get("layers") or ())
+    if not layers:
+        raise InvalidDataError(
+            "model: the recording holds no layer graph, so there is no weight graph; record with Recorder, not with the bare writer"
+        )
+    return _Builder(layers, model.get("parameters") or (), identity_weight).build()
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """What flows between layers: the vertices its channels are, and how the channels lie in the tensor.
+
+    ``pixels`` is the number of values per channel, None while unknown; ``joined`` tells that more than one group met here.
+    """
+
+    group: int
+    pixels: int | None
+    axis: Axis = "first"
+    joined: bool = False
+
+
+class _Builder:
+    """One walk over the layers in call order."""
+
+    def __init__(
+        self,
+        layers: Sequence[Mapping[str, Any]],
+        parameters: Iterable[Mapping[str, Any]],
+        identity_weight: float | None,
+    ) -> None:
+        self.layers = layers
+        listed = {entry["name"]: entry for entry in parameters}
+        self.first_name = {name: entry.get("alias_of") or name for name, entry in listed.items()}
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in listed.items()}
+        self.identity_weight = identity_weight
+        self.names: list[str] = []
+        self.sizes: list[int] = []
+        self.merged_into: list[int] = []  # a forest: groups whose outputs are added become one
+        self.parents: list[set[int]] = []
+        self.bypassed: list[tuple[int, int]] = []
+        self.signals: dict[int, _Signal] = {}
+        self.connections: list[Connection] = []
+
+    def build(self) -> LayeredStructure:
+        for layer in self.layers:
+            self.check_kind(layer)
+        self.check_every_matrix_has_a_layer()
+        size, axis = self.describe_input()
+        self.signals[MODEL_INPUT] = _Signal(self.new_group("input", size, set()), None, axis)
+        for layer in self.layers:
+            if self.is_weighted(layer):
+                self.connect(layer)
+            elif layer["sources"]:
+                signal = self.incoming(layer)
+                self.signals[layer["index"]] = self.follow(signal, layer["output_shape"], layer)
+        return self.finish()
+
+    # What each layer is
+
+    @staticmethod
+    def is_weighted(layer: Mapping[str, Any]) -> bool:
+        return layer["type"] in CONVOLUTIONS | LINEAR
+
+    def check_kind(self, layer: Mapping[str, Any]) -> None:
+        if layer["parameters"] and not self.is_weighted(layer) and layer["type"] not in NORMALISATIONS:
+            raise InvalidDataError(
+                f"layer {_name(layer)!r} is a {layer['type']} with weights, which the rolled graph has no rule for;"
+                f" it knows {', '.join(sorted((CONVOLUTIONS | LINEAR) - {'NonDynamicallyQuantizableLinear'}))} and normalisations"
+            )
+
+    def check_every_matrix_has_a_layer(self) -> None:
+        used = {self.first_name.get(name, name) for layer in self.layers for name in layer["parameters"].values()}
+        for name, shape in self.shapes.items():
+            if len(shape) >= 2 and self.first_name[name] not in used:
+                raise InvalidDataError(
+                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown; weights must be used"
+                    " through modules (nn.Linear, nn.Conv2d), not through functions"
+                )
+
+    def weight_shape(self, layer: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+        name = self.first_name.get(layer["parameters"].get("weight", ""), "")
+        if name not in self.shapes:
+            raise InvalidDataError(
+                f"layer {_name(layer)!r} has no plain parameter 'weight'; remove its parametrization to record it"
+            )
+        return name, self.shapes[name]
+
+    def describe_input(self) -> tuple[int, Axis]:
+        """Return the number of channels where a convolution reads the input, else of features, and their axis."""
+        carriers = {MODEL_INPUT}
+        features: int | None = None
+        for layer in self.layers:
+            if not carriers.intersection(layer["sources"]):
+                continue
+            if not self.is_weighted(layer):
+                carriers.add(layer["index"])
+                continue
+            _, shape = self.weight_shape(layer)
+            if layer["type"] in CONVOLUTIONS:
+                return shape[1] * int(layer["configuration"].get("groups", 1)), "first"
+            features = features or shape[1]
+        if features is None:
+            raise InvalidDataError(
+                "model: no convolution or linear layer reads the model's input, so there is no weight graph"
+            )
+        return features, "last"
+
+    # Vertex groups
+
+    def new_group(self, name: str, size: int, parents: set[int]) -> int:
+        self.names.append(name)
+        self.sizes.append(size)
+        self.merged_into.append(len(self.names) - 1)
+        self.parents.append(parents)
+        return len(self.names) - 1
+
+    def find(self, group: int) -> int:
+        while self.merged_into[group] != group:
+            group = self.merged_into[group]
+        return group
+
+    def ancestors(self, group: int) -> set[int]:
+        """Return every group upstream of one, by their present numbers."""
+        found: set[int] = set()
+        frontier = [group]
+        while frontier:
+            fresh = {self.find(parent) for parent in self.parents[frontier.pop()]} - found
+            found |= fresh
+            frontier += fresh
+        return found
+
+    def incoming(self, layer: Mapping[str, Any]) -> _Signal:
+        """Join what reaches a layer. Sums of parallel branches share vertices; an addend from upstream is an identity shortcut."""
+        unknown = [source for source in layer["sources"] if source not in self.signals]
+        if unknown or not layer["sources"]:
+            raise InvalidDataError(f"layer {_name(layer)!r}: the recording does not say which layers' outputs reach it")
+        signals = [self.signals[source] for source in layer["sources"]]
+        groups = sorted({self.find(signal.group) for signal in signals})
+        if len({self.sizes[group] for group in groups}) > 1:
+            parts = ", ".join(f"{self.names[group]} ({self.sizes[group]})" for group in groups)
+            raise InvalidDataError(
+                f"layer {_name(layer)!r} reads {parts} together: only sums of equal numbers of channels can be followed,"
+                " not concatenations"
+            )
+        shortcuts = {group for other in groups for group in self.ancestors(other)}.intersection(groups)
+        head = self.merge([group for group in groups if group not in shortcuts])
+        for group in sorted(shortcuts, reverse=True):
+            self.bypass(group, head)
+        pixels = max((signal.pixels for signal in signals if signal.pixels is not None), default=None)
+        axis = next(signal.axis for signal in signals if self.find(signal.group) == head)
+        joined = len(groups) > 1 or any(signal.joined for signal in signals)
+        signal = _Signal(head, pixels, axis, joined)
+        return self.follow(signal, layer["input_shape"], layer)
+
+    def merge(self, groups: Sequence[int]) -> int:
+        """Let groups, none upstream of another, be one; the first number stays, so that groups keep their call order."""
+        first, *others = groups
+        for other in others:
+            self.merged_into[other] = first
+            self.names[first] += "+" + self.names[other]
+            self.parents[first] |= self.parents[other]
+        return first
+
+    def bypass(self, group: int, head: int) -> None:
+        """Note an identity shortcut, unless a chain of shortcuts already leads there (functions in between are not seen)."""
+        reached, frontier = {head}, [head]
+        while frontier:
+            target = frontier.pop()
+            fresh = {self.find(first) for first, second in self.bypassed if self.find(second) == target} - reached
+            reached |= fresh
+            frontier += fresh
+        if group in reached:
+            return
+        self.bypassed.append((group, head))
+        if self.identity_weight is not None:
+            shape = (self.sizes[head], 1, 1)
+            self.connections.append(
+                Connection(self.names[head], None, group, head, shape, identity_weight=self.identity_weight)
+            )
+
+    def follow(self, signal: _Signal, shape: Sequence[int] | None, layer: Mapping[str, Any]) -> _Signal:
+        """Find the channels again in a tensor of this shape (without the batch axis)."""
+        channels = self.sizes[signal.group]
+        if not shape:
+            return signal
+        values = prod(shape)
+        if values == channels:
+            return replace(signal, pixels=1)
+        if len(shape) == 1:
+            pixels, rest = divmod(values, channels)
+            known = signal.pixels
+            if rest == 0 and (known is None or pixels == known or (pixels < known and not signal.joined)):
+                return replace(signal, pixels=pixels)
+        elif channels in (shape[0], shape[-1]):
+            ends: dict[Axis, int] = {"first": shape[0], "last": shape[-1]}
+            other: Axis = "last" if signal.axis == "first" else "first"
+            axis = signal.axis if ends[signal.axis] == channels else other
+            return replace(signal, pixels=values // channels, axis=axis)
+        raise InvalidDataError(
+            f"layer {_name(layer)!r}: the {channels} channels of {self.names[signal.group]} cannot be followed into a tensor of shape"
+            f" {tuple(shape)}; concatenations and reshapes that mix channels have no rule in the rolled graph"
+        )
+
+    # Edges
+
+    def connect(self, layer: Mapping[str, Any]) -> None:
+        """Make the vertices of a convolution or linear layer and connect them with what it reads."""
+        parameter, shape = self.weight_shape(layer)
+        signal = self.incoming(layer)
+        channels = self.sizes[signal.group]
+        read = tuple(layer["input_shape"] or ())
+        partitions, pixels = 1, 1
+        axis: Axis = signal.axis
+        if layer["type"] in CONVOLUTIONS:
+            partitions = int(layer["configuration"].get("groups", 1))
+            fits = channels == partitions * shape[1] and read[:1] == (channels,)
+            axis = "first"
+        elif len(read) == 1:
+            pixels, rest = divmod(shape[1], channels)
+            fits = rest == 0 and pixels == (signal.pixels or pixels)
+        else:
+            fits = channels == shape[1] and signal.axis == "last"
+        if not fits:
+            raise InvalidDataError(
+                f"layer {_name(layer)!r}: its weight of shape {shape} does not fit the {channels} channels of"
+                f" {self.names[signal.group]}, which reach it as {read}"
+            )
+        source = signal.group
+        target = self.new_group(_name(layer), shape[0], {source})
+        block = (partitions, shape[0] // partitions, channels // partitions)
+        self.connections.append(Connection(_name(layer), parameter, source, target, block, pixels, axis))
+        output = layer["output_shape"] or (shape[0],)
+        axis = "first" if layer["type"] in CONVOLUTIONS or len(output) == 1 else "last"
+        self.signals[layer["index"]] = _Signal(target, prod(output) // shape[0], axis)
+
+    def finish(self) -> LayeredStructure:
+        """Number the vertices and let connections point at the groups that are left after merging."""
+        groups: list[VertexGroup] = []
+        number: dict[int, int] = {}
+        start = 0
+        for group, size in enumerate(self.sizes):
+            if self.find(group) == group:
+                number[group] = len(groups)
+                groups.append(VertexGroup(self.names[group], start, size))
+                start += size
+        connections = tuple(
+            replace(link, source=number[self.find(link.source)], target=number[self.find(link.target)])
+            for link in self.connections
+        )
+        return LayeredStructure(tuple(groups), connections)
+
+
+def _name(layer: Mapping[str, Any]) -> str:
+    """Return the layer's name, like a site's: module path, ``@call`` from the second call on."""
+    call = int(layer.get("call", 0))
+    return f"{layer['module']}@{call}" if call else str(layer["module"])
