@@ -1,0 +1,123 @@
+"""Run something in the middle of training without training noticing: random states, modes and buffers come back.
+
+The rule to keep: whatever is changed here is put back one by one in a ``finally``, and nothing is asked of the model
+but attributes (``model.eval()`` may be overridden with side effects, such as merging adapters, so it is never
+called).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU for a model without any."""
+    import torch
+
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def preserved_random_state(*, seed: int, model: nn.Module | None = None) -> Iterator[None]:
+    """Seed every global generator inside the block and restore all of them after it.
+
+    Covers Python's ``random``, numpy's global generator, torch on the CPU and on the devices that hold the ``model``. A
+    generator that a data set or a module keeps for itself cannot be seen from here.
+
+    Cost: about 20 us on a CPU; on an accelerator one small copy each way.
+    """
+    import torch
+
+    devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())} if model else set()
+    accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's global generator
+    torch_state = torch.get_rng_state()
+    device_states = [_device_state(device) for device in accelerators]
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        # Not torch.manual_seed: that would also seed accelerators whose state is not saved here.
+        torch.default_generator.manual_seed(seed)
+        for device in accelerators:
+            _seed_device(device, seed)
+        yield
+    finally:
+        for device, state in zip(accelerators, device_states, strict=True):
+            _restore_device(device, state)
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Put every module in evaluation mode, without gradients and with its own random stream, then put all of it back.
+
+    Buffers that a forward pass changes even in evaluation mode (a call counter, a running estimate) are restored too:
+    the objects that were bound, with the values they held.
+
+    Cost: one copy of the model's buffers and about 0.2 us per module.
+    """
+    import torch
+
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with preserved_random_state(seed=seed, model=model), torch.no_grad():
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+            for module, name, buffer, version, values in buffers:
+                # The version counter tells a change without reading the values, hence without waiting for a device.
+                if buffer._version != version:
+                    buffer.copy_(values)
+                if module._buffers.get(name) is not buffer:
+                    module._buffers[name] = buffer
+
+
+def _device_state(device: torch.device) -> torch.Tensor:
+    import torch
+
+    state: torch.Tensor = getattr(torch, device.type).get_rng_state(*_place(device))
+    return state
+
+
+def _restore_device(device: torch.device, state: torch.Tensor) -> None:
+    import torch
+
+    getattr(torch, device.type).set_rng_state(state, *_place(device))
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    import torch
+
+    backend = getattr(torch, device.type)
+    with backend.device(device) if _place(device) else contextlib.nullcontext():
+        backend.manual_seed(seed)
+
+
+def _place(device: torch.device) -> tuple[torch.device, ...]:
+    # Apple's backend has one device, and its functions take none.
+    return () if device.type == "mps" else (device,)

@@ -1,0 +1,102 @@
+"""Metrics of steps and epochs, waiting for the next commit.
+
+The rule to keep: a tensor is neither read nor moved before it is drained, because reading a device tensor waits for the
+device. It is cloned, because training loops like to update their running loss in place.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+# Coordinates of the same groups in the store.
+RESERVED_NAMES = frozenset({"epoch", "step"})
+_CHUNK = 1024
+
+Value: TypeAlias = "float | torch.Tensor"
+
+
+def take_metric(name: str, value: Any) -> Value:
+    """Return a metric as it waits for the commit: a float, or a one-element tensor of our own on its device.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the value is no single real number or the name is reserved.
+    """
+    if name in RESERVED_NAMES:
+        raise InvalidArgumentError(f"metrics: {name!r} is the recording's own counter; choose another name.")
+    if isinstance(value, (numbers.Real, np.bool_)):
+        return float(value)
+    if hasattr(value, "detach") and value.numel() == 1 and not value.is_complex():
+        kept: torch.Tensor = value.detach().reshape(()).clone()
+        return kept
+    if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
+        return float(value.reshape(()))
+    raise InvalidArgumentError(f"metrics: {name!r} must be one real number; got {type(value).__name__} {value!r:.80}.")
+
+
+class StepMetrics:
+    """The step metrics since the last commit."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, _Series] = {}
+
+    def add(self, step: int, name: str, value: Value) -> None:
+        """Append one value of one metric."""
+        if name not in self._series:
+            self._series[name] = _Series()
+        self._series[name].add(step, value)
+
+    def drain(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Return per metric its steps and values, and forget them. Cost: one transfer per metric and 1024 steps."""
+        series, self._series = self._series, {}
+        return {name: (one.steps, one.values()) for name, one in series.items()}
+
+
+class _Series:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self._chunks: list[Any] = []
+        self._pending: list[Value] = []
+
+    def add(self, step: int, value: Value) -> None:
+        self.steps.append(step)
+        self._pending.append(value)
+        if len(self._pending) == _CHUNK:
+            # One tensor instead of a thousand: small allocations of a device are rounded up to 512 bytes each.
+            self._chunks.append(_pack(self._pending))
+            self._pending = []
+
+    def values(self) -> list[float]:
+        return [value for chunk in (*self._chunks, _pack(self._pending)) for value in _unpack(chunk)]
+
+
+def _pack(values: list[Value]) -> list[Value] | torch.Tensor:
+    kinds = {(value.dtype, value.device) if not isinstance(value, float) else None for value in values}
+    if len(kinds) != 1 or None in kinds:
+        return values
+    import torch
+
+    return torch.stack([value for value in values if not isinstance(value, float)])
+
+
+def _unpack(chunk: list[Value] | torch.Tensor) -> list[float]:
+    if isinstance(chunk, list):
+        return [float(value) for value in chunk]
+    listed: list[float] = chunk.cpu().double().tolist()
+    return listed
+
+
+def to_numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
+    """Read the values of epoch metrics."""
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,332 @@
+"""The probe: the fixed samples whose activations are recorded, the same rows in every snapshot.
+
+Samples are chosen by seed, balanced over classes where labels are at hand, and loaded once into host memory. Loading
+leaves the caller's random generators as they were, and seeds them inside, so that random augmentation gives the same
+samples in a resumed run. The hash covers every loaded value: it is what makes two recordings comparable row by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .errors import InvalidArgumentError, InvalidDataError
+from .isolation import preserved_random_state
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
+
+Forward: TypeAlias = "Callable[[nn.Module, Any], Any]"
+
+_LABEL_KEYS = ("labels", "label")
+
+
+class Probe:
+    """A fixed, seeded choice of samples, and how to feed them to a model.
+
+    Parameters
+    ----------
+    data
+        A tensor or array (rows are samples), a tuple ``(inputs, labels)`` of them, or any map-style data set.
+    size
+        Number of samples; all of them where the data has no more. None takes all.
+    seed
+        Seed of the choice and of every random generator while samples load and while the probe runs, from 0.
+    batch_size
+        Samples per forward pass.
+    labels
+        Class of each sample of ``data``, for the balance: integers, texts or booleans. ``"auto"`` looks for them
+        where that costs nothing: the tuple's second item, a `TensorDataset`'s last tensor, ``targets`` or ``labels``
+        of a data set, through `Subset` too. None does not balance.
+    collate
+        Turns a list of samples into a batch; torch's default where None. For data sets only.
+    transductive
+        True where one forward pass needs all rows at once, as on a graph whose nodes are the samples: every pass gets
+        all of ``data`` and the rows of the chosen samples are kept from each output.
+
+    Notes
+    -----
+    A batch that is a tuple is an (inputs, labels, ...) sample: the model gets its first item. A mapping is passed as
+    keyword arguments, labels left out. The recorder's ``forward=lambda model, batch: ...`` replaces both and sees the
+    batch whole.
+
+    Cost: loads ``size`` samples once, at the first use, and keeps them in host memory. A generator that the data set
+    keeps for itself advances while it loads: give the probe a data set of its own then.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        size: int | None = 1000,
+        seed: int = 0,
+        batch_size: int = 256,
+        labels: Any = "auto",
+        collate: Callable[[list[Any]], Any] | None = None,
+        transductive: bool = False,
+    ) -> None:
+        for name, value, least in (("size", size, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InvalidArgumentError(f"Probe: {name} must be an integer of at least {least}; got {value!r}.")
+        self._data = data
+        self._collate = collate
+        self._batches: list[Any] | None = None
+        self.seed = seed
+        self.batch_size = batch_size
+        self.transductive = transductive
+        self.population = _count_samples(data)
+        classes = _find_labels(data) if isinstance(labels, str) and labels == "auto" else _check_labels(labels)
+        if classes is not None and len(classes) != self.population:
+            raise InvalidArgumentError(
+                f"Probe: labels must have one entry per sample; got {len(classes)} for {self.population} samples."
+            )
+        self.balanced = classes is not None
+        self.indices = choose_samples(self.population, size=size, seed=seed, classes=classes)
+
+    @property
+    def size(self) -> int:
+        """Number of samples, which is the number of rows of every recorded activation."""
+        return len(self.indices)
+
+    def batches(self) -> list[Any]:
+        """Return the probe's batches in host memory, loading them at the first call.
+
+        Raises
+        ------
+        InvalidDataError
+            If a sample cannot be loaded or samples cannot be put into a batch.
+        """
+        if self._batches is None:
+            with preserved_random_state(seed=self.seed):
+                try:
+                    self._batches = self._load()
+                except Exception as error:
+                    text = " ".join(str(error).split())
+                    raise InvalidDataError(
+                        f"Probe: the samples could not be loaded into batches, {type(error).__name__}: {text[:300]};"
+                        " pass collate= for samples that torch's default cannot put together."
+                    ) from error
+        return self._batches
+
+    def batch_sizes(self) -> list[int]:
+        """Return how many recorded rows each batch gives."""
+        if self.transductive:
+            return [self.size]
+        return [min(self.batch_size, self.size - start) for start in range(0, self.size, self.batch_size)]
+
+    def rows_per_batch(self) -> list[int]:
+        """Return how many rows each forward pass works on: more than it records where the probe is transductive."""
+        return [self.population] if self.transductive else self.batch_sizes()
+
+    def hash(self) -> str:
+        """Return a digest of every loaded value, its dtype and shape (hex, 128 bits). Cost: one pass over the data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.batches():
+            _digest_into(digest, batch)
+        if self.transductive:
+            digest.update(self.indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the probe; two recordings with equal descriptions have the same rows."""
+        return {
+            "hash": self.hash(),
+            "size": self.size,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "population": self.population,
+            "balanced": self.balanced,
+            "transductive": self.transductive,
+        }
+
+    def __repr__(self) -> str:
+        """Return size, choice and seed in one line."""
+        choice = "class-balanced" if self.balanced else "random"
+        return f"<Probe: {self.size} of {self.population} samples, {choice}, seed {self.seed}>"
+
+    def _load(self) -> list[Any]:
+        if self.transductive:
+            return [_take(self._data, np.arange(self.population), self._collate)]
+        starts = range(0, self.size, self.batch_size)
+        return [_take(self._data, self.indices[start : start + self.batch_size], self._collate) for start in starts]
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call a model on a batch as `Probe` describes; this is the recorder's ``forward`` where none is given."""
+    if isinstance(batch, Mapping):
+        return model(**{name: value for name, value in batch.items() if name not in _LABEL_KEYS})
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return the batch with its tensors on the device; nested tuples, lists and mappings keep their form."""
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def choose_samples(
+    population: int, *, size: int | None, seed: int, classes: NDArray[Any] | None = None
+) -> NDArray[np.int64]:
+    """Choose samples by seed, as evenly over classes as their numbers allow, in random order.
+
+    Parameters
+    ----------
+    population
+        Number of samples to choose from.
+    size
+        Number to choose; None or more than there are takes all.
+    seed
+        Seed of the choice.
+    classes
+        shape (population,): the class of each sample, or None.
+
+    Returns
+    -------
+    int64, shape (sample,): distinct indices. Any leading part of a balanced choice is as random as the whole.
+
+    Notes
+    -----
+    The order comes from PCG64's raw 64-bit stream, which numpy promises not to change, unlike its permutations: the
+    same seed must choose the same samples under another numpy. Cost: one sort of the population.
+    """
+    keys = np.random.PCG64(seed).random_raw(population)
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    if size is None or size >= population:
+        return order
+    if classes is None:
+        return order[:size]
+    _, codes = np.unique(classes, return_inverse=True)
+    # The rank of each sample within its class, along the random order: taking low ranks first takes classes evenly.
+    ranks = np.empty(population, dtype=np.int64)
+    shuffled = codes[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    counts = np.bincount(codes)
+    ranks[by_class] = np.arange(population) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.sort(np.argsort(ranks, kind="stable")[:size])
+    return order[chosen]
+
+
+def _count_samples(data: Any) -> int:
+    arrays = _arrays(data)
+    if arrays is not None:
+        lengths = sorted({len(array) for array in arrays})
+        if len(lengths) > 1:
+            raise InvalidArgumentError(
+                f"Probe: inputs and labels must have one row per sample each; got {lengths} rows."
+            )
+        count = lengths[0]
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (str, bytes, Mapping)):
+        count = len(data)
+    else:
+        raise InvalidArgumentError(
+            "Probe: data must be a tensor, an array, a tuple of them, or a data set with len() and indexing;"
+            f" got {type(data).__name__}. Take a list of samples from an iterable one."
+        )
+    if count < 2:
+        raise InvalidArgumentError(f"Probe: data must hold at least 2 samples; got {count}.")
+    return count
+
+
+def _arrays(data: Any) -> tuple[Any, ...] | None:
+    """Return the data as arrays with one row per sample, or None where it is a data set."""
+    import torch
+
+    if isinstance(data, (torch.Tensor, np.ndarray)):
+        return (data,) if data.ndim else None
+    if (
+        isinstance(data, tuple)
+        and data
+        and all(isinstance(item, (torch.Tensor, np.ndarray)) and item.ndim for item in data)
+    ):
+        return data
+    return None
+
+
+def _take(data: Any, indices: NDArray[np.int64], collate: Callable[[list[Any]], Any] | None) -> Any:
+    import torch
+    from torch.utils.data import default_collate
+
+    arrays = _arrays(data)
+    if arrays is None:
+        return (collate or default_collate)([data[int(index)] for index in indices])
+    # torch.from_numpy shares memory with what indexing has just copied, so the probe keeps its values if data changes.
+    rows = [
+        torch.from_numpy(np.ascontiguousarray(array[indices]))
+        if isinstance(array, np.ndarray)
+        else array.detach()[torch.from_numpy(indices).to(array.device)].cpu()
+        for array in arrays
+    ]
+    return tuple(rows) if isinstance(data, tuple) else rows[0]
+
+
+def _find_labels(data: Any) -> NDArray[Any] | None:
+    """Return the labels of a data set where they can be read without loading samples; None otherwise."""
+    from torch.utils.data import Subset, TensorDataset
+
+    if isinstance(data, Subset):
+        inner = _find_labels(data.dataset)
+        return inner[np.asarray(data.indices)] if inner is not None else None
+    if isinstance(data, TensorDataset):
+        candidates = data.tensors[-1:] if len(data.tensors) > 1 else ()
+    elif isinstance(data, tuple):
+        candidates = data[1:2]
+    else:
+        candidates = tuple(getattr(data, name) for name in ("targets", "labels") if hasattr(data, name))
+    for candidate in candidates:
+        try:
+            labels = _to_numpy(candidate)
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        if labels.ndim == 1 and labels.dtype.kind in "biuUS":
+            return labels
+    return None
+
+
+def _check_labels(labels: Any) -> NDArray[Any] | None:
+    if labels is None:
+        return None
+    array = _to_numpy(labels)
+    if array.ndim != 1 or array.dtype.kind not in "biuUS":
+        raise InvalidArgumentError(
+            "Probe: labels must be one-dimensional integers, texts or booleans;"
+            f" got {array.dtype} of shape {array.shape}. Pass labels=None for regression targets."
+        )
+    return array
+
+
+def _to_numpy(values: Any) -> NDArray[Any]:
+    array: NDArray[Any] = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    return array
+
+
+def _digest_into(digest: hashlib.blake2b, value: Any) -> None:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous()
+        digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            digest.update(repr(name).encode())
+            _digest_into(digest, value[name])
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        digest.update(f"[{len(value)}".encode())
+        for item in value:
+            _digest_into(digest, item)
+    elif value is None or isinstance(value, (bool, int, float, str, bytes)):
+        digest.update(repr(value).encode())
+    else:
+        raise InvalidDataError(
+            f"Probe: a batch holds a {type(value).__name__}, whose values cannot be compared between runs;"
+            " pass collate= that returns tensors, and forward= that makes the model's input of them."
+        )
