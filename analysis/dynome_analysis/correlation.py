@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 from dynome_analysis.kernels.standardise import column_magnitudes, standardise_columns
 from dynome_analysis.kernels.symmetry import TILE, finish_absolute_correlation
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,7 @@ DEAD_TOLERANCE = 1e-6
 
 
 def absolute_correlation(
-    activations: NDArray[np.floating], *, dead_tolerance: float = DEAD_TOLERANCE
+    activations: NDArray[np.floating[Any]], *, dead_tolerance: float = DEAD_TOLERANCE
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Correlate every pair of units over the samples and keep the absolute value.
 
@@ -74,18 +74,18 @@ def absolute_correlation(
     return connectome, dead
 
 
-def non_finite_units(activations: NDArray[np.floating]) -> NDArray[np.intp]:
+def non_finite_units(activations: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """Return the indices of the units (columns of ``activations``, (sample, unit)) that hold a NaN or an infinity."""
     return np.flatnonzero(~np.isfinite(_magnitudes(_check_activations(activations))))
 
 
-def _magnitudes(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+def _magnitudes(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     magnitudes = np.empty(matrix.shape[1])
     column_magnitudes(matrix, np.empty_like(magnitudes), magnitudes)
     return magnitudes
 
 
-def _check_activations(activations: NDArray[np.floating]) -> NDArray[np.floating]:
+def _check_activations(activations: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return ``activations`` as a C-ordered float32 or float64 matrix, or say what it should have been."""
     matrix = np.asarray(activations)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":

@@ -6,12 +6,13 @@ close together that ``|x|^2 + |y|^2 - 2 x.y`` cancels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist, squareform
+
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ __all__ = ["diagram_distance", "pairwise_distances", "sorted_distance"]
 BLOCK_VALUES = 1 << 20
 
 
-def sorted_distance(first: Sequence[NDArray[np.floating]], second: Sequence[NDArray[np.floating]]) -> float:
+def sorted_distance(first: Sequence[NDArray[np.floating[Any]]], second: Sequence[NDArray[np.floating[Any]]]) -> float:
     """Return the Euclidean distance between two tuples of vectors, the l-th entry against the l-th.
 
     With ``first = (births,)``, ``(deaths,)`` or ``(births, deaths)``, each ascending, this is the exact 2-Wasserstein
@@ -68,7 +69,7 @@ def sorted_distance(first: Sequence[NDArray[np.floating]], second: Sequence[NDAr
     return float(np.sqrt(total))
 
 
-def pairwise_distances(vectors: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
+def pairwise_distances(vectors: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     """Return all Euclidean distances between the rows of one or more arrays, as `sorted_distance` for every pair.
 
     Parameters
@@ -97,7 +98,7 @@ def pairwise_distances(vectors: Sequence[NDArray[np.floating]]) -> NDArray[np.fl
     return distances
 
 
-def diagram_distance(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+def diagram_distance(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
     """Return the 2-Wasserstein distance between two persistence diagrams, exactly.
 
     ``W(X, Y) = sqrt( min over matchings of sum |x - y|^2 )``: order 2, and the Euclidean norm between points of the
@@ -143,7 +144,7 @@ def diagram_distance(first: NDArray[np.floating], second: NDArray[np.floating]) 
     return float(np.sqrt(squares))
 
 
-def _check_diagram(diagram: NDArray[np.floating]) -> NDArray[np.float64]:
+def _check_diagram(diagram: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     points = np.asarray(diagram, np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise InvalidArgumentError(

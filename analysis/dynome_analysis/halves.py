@@ -28,4 +28,5 @@ def paired_floor(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
     The samples of a fixed probe are the same in consecutive snapshots, so most sampling noise cancels in the distance
     between them; what is left shows in how far the two halves disagree (METHODS.md section 8 [O]).
     """
-    return np.abs(np.asarray(first, np.float64) - np.asarray(second, np.float64)) / 2
+    floor: NDArray[np.float64] = np.abs(np.asarray(first, np.float64) - np.asarray(second, np.float64)) / 2
+    return floor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 from dynome_analysis.kernels.multiset import pack_upper_triangle, subtract_sorted_multiset
 from dynome_analysis.kernels.spanning_tree import BLOCK, maximum_spanning_tree_weights
 from dynome_analysis.kernels.symmetry import TILE, is_symmetric
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,7 @@ __all__ = ["births", "births_and_deaths", "check_connectome", "number_of_deaths"
 INFINITY_BITS = np.int32(0x7F800000)
 
 
-def births(connectome: NDArray[np.floating]) -> NDArray[np.float32]:
+def births(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return the births of components: the weights of the maximum spanning tree, ascending.
 
     Parameters
@@ -48,7 +48,7 @@ def births(connectome: NDArray[np.floating]) -> NDArray[np.float32]:
     return _spanning_weights(check_connectome(connectome))
 
 
-def births_and_deaths(connectome: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def births_and_deaths(connectome: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return births and deaths of a connectome: every edge weight is one or the other.
 
     Parameters
@@ -93,7 +93,7 @@ def number_of_deaths(units: int) -> int:
     return 1 + units * (units - 3) // 2
 
 
-def check_connectome(connectome: NDArray[np.floating]) -> NDArray[np.float32]:
+def check_connectome(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return a connectome as C-ordered float32 without negative zeros, a view where possible, or say what is wrong with it."""
     matrix = np.asarray(connectome)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0 or matrix.dtype.kind != "f":
@@ -117,8 +117,6 @@ def _spanning_weights(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     units = weights.shape[0]
     padded = -(-units // BLOCK) * BLOCK
     found = np.empty(units - 1, np.int32)
-    maximum_spanning_tree_weights(
-        weights.view(np.int32), np.empty(padded, np.int32), np.empty(padded, np.int32), found
-    )
+    maximum_spanning_tree_weights(weights.view(np.int32), np.empty(padded, np.int32), np.empty(padded, np.int32), found)
     found.sort()
     return found.view(np.float32)

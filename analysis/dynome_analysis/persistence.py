@@ -10,19 +10,27 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 
 from dynome_analysis.homology import births, check_connectome
+from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["ENGINES", "Engine", "RipsEngine", "find_engine", "functional_persistence", "rips_diagrams", "rips_distances"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "RipsEngine",
+    "find_engine",
+    "functional_persistence",
+    "rips_diagrams",
+    "rips_distances",
+]
 
 Engine = Literal["auto", "giotto-ph", "ripser"]
 
@@ -30,16 +38,17 @@ Engine = Literal["auto", "giotto-ph", "ripser"]
 class RipsFunction(Protocol):
     """Diagrams of a finite metric space in degrees 1 to ``highest``, over the field of two elements."""
 
-    def __call__(self, distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating]]:
+    def __call__(self, distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating[Any]]]:
         """Return one (point, 2) array of births and deaths per degree 1 ... ``highest``."""
         ...
 
 
 @dataclass(frozen=True)
 class RipsEngine:
-    """A way to compute Rips diagrams: the module it needs, the highest degree it knows, and the function."""
+    """A way to compute Rips diagrams: module and distribution that it needs, the highest degree it knows, the function."""
 
     module: str
+    distribution: str
     highest_dimension: int
     diagrams: RipsFunction
 
@@ -49,7 +58,7 @@ class RipsEngine:
         return importlib.util.find_spec(self.module) is not None
 
 
-def _giotto_ph(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating]]:
+def _giotto_ph(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating[Any]]]:
     from gph import ripser_parallel
 
     # An infinite threshold lets giotto-ph take the enclosing radius itself; edge collapse costs more than it saves on correlations.
@@ -59,7 +68,7 @@ def _giotto_ph(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray
     return list(found["dgms"][1:])
 
 
-def _ripser(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating]]:
+def _ripser(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating[Any]]]:
     from ripser import ripser
 
     with warnings.catch_warnings():
@@ -70,13 +79,13 @@ def _ripser(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np
 
 
 # In the order in which "auto" tries them.
-ENGINES: Mapping[str, RipsEngine] = {
-    "giotto-ph": RipsEngine("gph", 2, _giotto_ph),
-    "ripser": RipsEngine("ripser", 2, _ripser),
+ENGINES: Mapping[Engine, RipsEngine] = {
+    "giotto-ph": RipsEngine("gph", "giotto-ph", 2, _giotto_ph),
+    "ripser": RipsEngine("ripser", "ripser", 2, _ripser),
 }
 
 
-def find_engine(engine: Engine = "auto") -> str:
+def find_engine(engine: Engine = "auto") -> Engine:
     """Return the name of the engine to use: the one asked for, or for "auto" the first that is installed.
 
     Raises
@@ -101,7 +110,7 @@ def find_engine(engine: Engine = "auto") -> str:
     return engine
 
 
-def rips_distances(connectome: NDArray[np.floating]) -> NDArray[np.float32]:
+def rips_distances(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return ``1 - connectome`` as float32 (unit, unit) with diagonal 0; weights above 1 count as 1."""
     weights = check_connectome(connectome)
     distances = np.maximum(np.float32(1) - weights, np.float32(0))
@@ -110,7 +119,7 @@ def rips_distances(connectome: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def rips_diagrams(
-    connectome: NDArray[np.floating], *, dimensions: Sequence[int] = (0, 1), engine: Engine = "auto"
+    connectome: NDArray[np.floating[Any]], *, dimensions: Sequence[int] = (0, 1), engine: Engine = "auto"
 ) -> dict[int, NDArray[np.float64]]:
     """Compute persistence diagrams of the Rips filtration on ``1 - connectome``, over the field of two elements.
 
@@ -159,13 +168,13 @@ def rips_diagrams(
     return diagrams
 
 
-def functional_persistence(diagram: NDArray[np.floating]) -> float:
+def functional_persistence(diagram: NDArray[np.floating[Any]]) -> float:
     """Return FP, the L2 norm of the lifetimes of an H1 diagram (point, 2) [functional-persistence authors' code: P]."""
     lifetimes = np.asarray(diagram, np.float64)
     return float(np.linalg.norm(lifetimes[:, 1] - lifetimes[:, 0]))
 
 
-def _components(connectome: NDArray[np.floating]) -> NDArray[np.float64]:
+def _components(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return the H0 diagram from the births: components merge at ``1 - b``, in the engines' float32 arithmetic."""
     merged = np.maximum(np.float32(1) - births(connectome)[::-1], np.float32(0)).astype(np.float64)
     diagram = np.zeros((merged.size + 1, 2))
@@ -174,8 +183,9 @@ def _components(connectome: NDArray[np.floating]) -> NDArray[np.float64]:
     return diagram
 
 
-def _tidy(diagram: NDArray[np.floating]) -> NDArray[np.float64]:
+def _tidy(diagram: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return a diagram as float64, sorted by (birth, death), without bars of length 0, so that engines compare equal."""
     points = np.asarray(diagram, np.float64).reshape(-1, 2)
     points = points[points[:, 1] > points[:, 0]]
-    return points[np.lexsort((points[:, 1], points[:, 0]))]
+    ordered: NDArray[np.float64] = points[np.lexsort((points[:, 1], points[:, 0]))]
+    return ordered

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ __all__ = ["column_magnitudes", "standardise_columns"]
 
 
 @kernel
-def column_magnitudes(activations: NDArray[np.floating], poison: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+def column_magnitudes(
+    activations: NDArray[np.floating[Any]], poison: NDArray[np.float64], out: NDArray[np.float64]
+) -> None:
     """Write the largest |value| of every column of ``activations`` (sample, unit); NaN or infinity where a column holds either.
 
     ``poison`` (unit,) is work space: ``x - x`` is 0 for finite x and NaN otherwise, which keeps the loop free of branches.
@@ -35,7 +37,7 @@ def column_magnitudes(activations: NDArray[np.floating], poison: NDArray[np.floa
 
 @kernel
 def standardise_columns(
-    activations: NDArray[np.floating],
+    activations: NDArray[np.floating[Any]],
     scale: NDArray[np.float64],
     tolerance: float,
     work: NDArray[np.float64],

@@ -1,0 +1,134 @@
+"""Read one snapshot out of a recording's store, decoded and joined over sites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynome_recorder.errors import InvalidDataError
+from dynome_recorder.format import bfloat16_to_float32
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from dynome_recorder.manifest import Manifest
+    from dynome_recorder.store import CommittedArray
+
+__all__ = ["SnapshotReader", "decode", "decoded_dtype"]
+
+
+@dataclass(frozen=True)
+class SnapshotReader:
+    """Reads arrays of one stream, one snapshot at a time; fit to travel to another process.
+
+    Attributes
+    ----------
+    recording : str
+        What messages call the recording: its folder.
+    arrays : dict of str to CommittedArray
+        By site or parameter, each (snapshot, ...); a missing or damaged chunk raises, it never reads as fill value.
+    dtypes : dict of str to str
+        Logical dtype of each array.
+    dimensions : tuple of str
+        Names of the axes of one snapshot.
+    indices, epochs, steps : tuple of int
+        Per live snapshot: its row in the arrays, completed epochs, optimizer steps done.
+    """
+
+    recording: str
+    arrays: Mapping[str, CommittedArray]
+    dtypes: Mapping[str, str]
+    dimensions: tuple[str, ...]
+    indices: tuple[int, ...]
+    epochs: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, stream: str, described: Mapping[str, Mapping[str, Any]]) -> SnapshotReader:
+        """Make a reader of the live snapshots of ``stream`` for arrays as the manifest describes them.
+
+        Raises
+        ------
+        InvalidDataError
+            The stream has no committed snapshot.
+        """
+        snapshots = manifest.snapshots(stream)
+        if not snapshots:
+            raise InvalidDataError(
+                f"{manifest.path} has no committed snapshot in its stream {stream!r}: record one first"
+            )
+        return cls(
+            recording=str(manifest.path),
+            arrays={name: manifest.array(entry["path"]) for name, entry in described.items()},
+            dtypes={name: str(entry["dtype"]) for name, entry in described.items()},
+            dimensions=tuple(next(iter(described.values()))["dimensions"]),
+            indices=tuple(int(index) for _, index in snapshots),
+            epochs=tuple(int(record.epoch) for record, _ in snapshots),
+            steps=tuple(int(record.step) for record, _ in snapshots),
+        )
+
+    @property
+    def dtype(self) -> np.dtype[np.floating[Any]]:
+        """What the decoded arrays have in common: float32, or float64 where one of them is."""
+        return np.result_type(*(decoded_dtype(dtype) for dtype in self.dtypes.values()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `joint` for one snapshot.
+
+        Raises
+        ------
+        InvalidDataError
+            The arrays differ in another axis than the last.
+        """
+        shapes = {name: tuple(array.shape[1:]) for name, array in self.arrays.items()}
+        if len(shapes) == 1:
+            return next(iter(shapes.values()))
+        heads = {shape[:-1] for shape in shapes.values()}
+        if len(heads) > 1:
+            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise InvalidDataError(
+                f"sites of {self.recording} differ in their samples, choose sites that agree: {listed}"
+            )
+        return (*heads.pop(), sum(shape[-1] for shape in shapes.values()))
+
+    @property
+    def labels(self) -> NDArray[np.str_]:
+        """Name of the array that every entry of the last axis of `joint` comes from."""
+        return np.repeat(list(self.arrays), [array.shape[-1] for array in self.arrays.values()])
+
+    def moment(self, position: int) -> str:
+        """Return what messages call a snapshot."""
+        return f"epoch {self.epochs[position]} (step {self.steps[position]})"
+
+    def joint(self, position: int) -> NDArray[np.floating[Any]]:
+        """Read all arrays at the snapshot with this position among the live ones, side by side along the last axis.
+
+        Raises
+        ------
+        CorruptRecordingError
+            A stored file is missing or damaged; the message names it.
+        """
+        parts = [self.read(name, position) for name in self.arrays]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1, dtype=self.dtype)
+
+    def read(self, name: str, position: int) -> NDArray[np.floating[Any]]:
+        """Read and decode one array at one snapshot; raises as `joint`."""
+        return decode(np.asarray(self.arrays[name][self.indices[position]]), self.dtypes[name])
+
+
+def decode(stored: NDArray[np.generic], dtype: str) -> NDArray[np.floating[Any]]:
+    """Return stored values of a logical dtype as float32 or float64, without loss; bfloat16 is stored as its bit pattern."""
+    if dtype == "bfloat16":
+        return bfloat16_to_float32(stored.astype(np.uint16, copy=False))
+    return stored.astype(decoded_dtype(dtype), copy=False)
+
+
+def decoded_dtype(dtype: str) -> np.dtype[np.floating[Any]]:
+    """Return float64 for the logical dtypes that float32 cannot hold without loss, else float32."""
+    wide = dtype not in ("bfloat16", "float16", "float32", "int8", "uint8", "int16", "uint16", "bool")
+    return np.dtype(np.float64 if wide else np.float32)
