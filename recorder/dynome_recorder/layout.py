@@ -1,0 +1,359 @@
+"""How an array lies in ``store.zarr``: metadata documents, chunk shapes, names of chunk files, and their bytes.
+
+The documents are plain Zarr v3. They are built here rather than by zarr, so that the training process neither loads zarr
+nor runs its event loop, and so that a chunk can be encoded in any thread. Tests hold the result against zarr and
+tensorstore. Rule for maintainers: what is written is fixed by FORMAT.md; a change here is a change of the format.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+
+from dynome_recorder.errors import InvalidArgumentError
+from dynome_recorder.format import FORMAT_VERSION, Json, crc32, encode_json, storage_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ArraySpec",
+    "BulkLayout",
+    "ViewLayout",
+    "bulk_layout",
+    "check_node",
+    "group_document",
+    "node_bytes",
+    "seal_node",
+]
+
+INNER_BYTES = 2**20
+"""What an inner chunk aims at; 0.25-2 MiB measured well for both a whole snapshot and a few units of many."""
+LARGEST_CHUNK = 2**21
+ZSTD_LEVEL = 1
+
+_SEAL_NODE = re.compile(rb',"checksum":"([0-9a-f]{8})"\}\}\n\Z')
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What is recorded under one name at each snapshot.
+
+    Attributes
+    ----------
+    shape
+        Shape of one snapshot, without the snapshot axis.
+    dtype
+        Logical dtype: "float32", "float16", "bfloat16" (arrives as uint16 bit patterns), ...
+    dimensions
+        Names of the axes of `shape`, all different.
+    attributes
+        Anything else that describes it; stored with the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    attributes: Mapping[str, Json] = field(default_factory=dict)
+
+    def check(self, name: str) -> None:
+        """Raise InvalidArgumentError, naming `name`, unless the spec can be stored."""
+        storage_dtype(self.dtype)
+        if any(length < 1 for length in self.shape):
+            raise InvalidArgumentError(f"{name}: shape {self.shape} has an empty axis; nothing can be recorded there.")
+        if len(self.dimensions) != len(self.shape) or len({*self.dimensions, "snapshot"}) != len(self.shape) + 1:
+            raise InvalidArgumentError(
+                f"{name}: dimensions {self.dimensions} must name the {len(self.shape)} axes of {self.shape} differently, "
+                'and none of them "snapshot".'
+            )
+
+
+@dataclass(frozen=True)
+class BulkLayout:
+    """Layout of an array whose every snapshot is one immutable file.
+
+    Attributes
+    ----------
+    path
+        Path of the array below ``store.zarr``.
+    shape
+        Shape of one snapshot.
+    dtype
+        Logical dtype.
+    dimensions
+        Names of the axes of `shape`.
+    inner
+        Shape of an inner chunk, without the snapshot axis. Equal to `shape` where the file is one chunk and no shard.
+    attributes
+        Attributes of the array.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    inner: tuple[int, ...]
+    attributes: Mapping[str, Json]
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """Dtype on disk, little-endian."""
+        return np.dtype(storage_dtype(self.dtype)).newbyteorder("<")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one snapshot before compression."""
+        return math.prod(self.shape) * self.stored.itemsize
+
+    def document(self, length: int) -> dict[str, Json]:
+        """Return the Zarr v3 metadata of the array with `length` snapshots."""
+        codecs: list[Json] = [
+            {"name": "bytes", "configuration": {"endian": "little"}} if self.stored.itemsize > 1 else {"name": "bytes"},
+            {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
+            {"name": "crc32c"},
+        ]
+        if self.inner != self.shape:
+            index_codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+            sharding = {
+                "chunk_shape": [1, *self.inner],
+                "codecs": codecs,
+                "index_codecs": index_codecs,
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        return array_document(
+            shape=(length, *self.shape),
+            chunk=(1, *self.shape),
+            data_type=self.stored.name,
+            fill_value=_fill_value(self.dtype),
+            codecs=codecs,
+            dimensions=("snapshot", *self.dimensions),
+            attributes=self.attributes,
+        )
+
+    def file(self, index: int) -> str:
+        """Return the path below ``store.zarr`` of the file of one snapshot."""
+        return f"{self.path}/{chunk_name((index, *(0 for _ in self.shape)))}"
+
+    def encode(self, data: NDArray[Any]) -> bytes:
+        """Return the bytes of the file that stores one snapshot.
+
+        Parameters
+        ----------
+        data
+            Array of :attr:`shape` in the dtype on disk (bfloat16: uint16 bit patterns).
+
+        Notes
+        -----
+        Every inner chunk is written, also where it holds the fill value only: a missing one would read the same as zeros.
+        """
+        array = np.ascontiguousarray(data, dtype=self.stored).reshape(self.shape)
+        if self.inner == self.shape:
+            return _compress(array)
+        pieces: list[bytes] = []
+        index: list[tuple[int, int]] = []
+        offset = 0
+        for window in _windows(self.shape, self.inner):
+            piece = _compress(np.ascontiguousarray(array[window]))
+            index.append((offset, len(piece)))
+            pieces.append(piece)
+            offset += len(piece)
+        table = np.asarray(index, dtype="<u8").tobytes()
+        return b"".join([*pieces, _with_crc(table)])
+
+
+@dataclass(frozen=True)
+class ViewLayout:
+    """Layout of an array that is derived from the commit log: appended to along its first axis, never compressed.
+
+    Attributes
+    ----------
+    path
+        Path of the array below ``store.zarr``.
+    dtype
+        "int64" or "float64".
+    dimensions
+        Names of all axes.
+    trailing
+        Lengths of the axes after the first.
+    rows
+        Rows per chunk.
+    attributes
+        Attributes of the array.
+    """
+
+    path: str
+    dtype: str
+    dimensions: tuple[str, ...]
+    trailing: tuple[int, ...]
+    rows: int
+    attributes: Mapping[str, Json]
+
+    def document(self, length: int) -> dict[str, Json]:
+        """Return the Zarr v3 metadata of the array with `length` rows."""
+        return array_document(
+            shape=(length, *self.trailing),
+            chunk=(self.rows, *self.trailing),
+            data_type=self.dtype,
+            fill_value=self.fill,
+            codecs=[{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            dimensions=self.dimensions,
+            attributes=self.attributes,
+        )
+
+    @property
+    def fill(self) -> int | str:
+        """Value beyond the last row."""
+        return "NaN" if self.dtype == "float64" else 0
+
+    def file(self, chunk: int) -> str:
+        """Return the path below ``store.zarr`` of the chunk that starts at row ``chunk * rows``."""
+        return f"{self.path}/{chunk_name((chunk, *(0 for _ in self.trailing)))}"
+
+    def encode(self, values: NDArray[Any]) -> bytes:
+        """Return the bytes of one chunk file; `values` has at most :attr:`rows` rows, the rest is filled."""
+        block = np.full(
+            (self.rows, *self.trailing), float("nan") if self.dtype == "float64" else 0, dtype="<" + self.code
+        )
+        block[: len(values)] = values
+        return _with_crc(block.tobytes())
+
+    @property
+    def code(self) -> str:
+        """Numpy's short name of the dtype."""
+        return "f8" if self.dtype == "float64" else "i8"
+
+    def decode(self, data: bytes) -> NDArray[Any] | None:
+        """Return the values of a chunk file, shape (rows, ...), or None where its bytes are not what they should be."""
+        expected = self.rows * math.prod(self.trailing) * 8
+        if len(data) != expected + 4 or _with_crc(data[:-4]) != data:
+            return None
+        return np.frombuffer(data[:-4], dtype="<" + self.code).reshape(self.rows, *self.trailing)
+
+
+def bulk_layout(path: str, spec: ArraySpec, attributes: Mapping[str, Json]) -> BulkLayout:
+    """Choose the layout of an array from what it holds.
+
+    One file per snapshot. It is a single chunk up to 2 MiB, else a shard of inner chunks whose shape divides the array's
+    exactly: whole along every axis but one, cut along the last axis (units) where that comes near 1 MiB, else along others.
+    """
+    itemsize = np.dtype(storage_dtype(spec.dtype)).itemsize
+    return BulkLayout(
+        path=path,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        dimensions=spec.dimensions,
+        inner=inner_chunk(spec.shape, itemsize),
+        attributes={**spec.attributes, **attributes, "logical_dtype": spec.dtype},
+    )
+
+
+def inner_chunk(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Return the shape of an inner chunk for a snapshot of `shape`; equal to `shape` where no shard is needed."""
+    chunk = shape
+    # The last axis of activations is the unit axis: reading 64 units of all snapshots must not read the rest.
+    for axis in reversed(range(len(shape))):
+        nbytes = math.prod(chunk) * itemsize
+        if nbytes <= LARGEST_CHUNK:
+            break
+        rest = nbytes // chunk[axis]
+        divisors = [d for d in range(1, chunk[axis] + 1) if chunk[axis] % d == 0]
+        best = min(divisors, key=lambda d: abs(math.log2(d * rest / INNER_BYTES)))
+        chunk = (*chunk[:axis], best, *chunk[axis + 1 :])
+    return chunk
+
+
+def array_document(
+    *,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    data_type: str,
+    fill_value: Json,
+    codecs: list[Json],
+    dimensions: tuple[str, ...],
+    attributes: Mapping[str, Json],
+) -> dict[str, Json]:
+    """Return a Zarr v3 array metadata document."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": fill_value,
+        "codecs": codecs,
+        "dimension_names": list(dimensions),
+        "attributes": dict(attributes),
+    }
+
+
+def group_document(attributes: Mapping[str, Json] | None = None) -> dict[str, Json]:
+    """Return a Zarr v3 group metadata document."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
+
+
+def seal_node(head: str, attributes: Mapping[str, Json]) -> bytes:
+    """Return a ``zarr.json`` from the text of its other members and its attributes, which come last and hold the checksum.
+
+    The checksum covers every byte before the comma in front of it, as in :func:`dynome_recorder.format.seal`; it sits in
+    the attributes because Zarr allows no other place. ``element_version`` keeps the attributes from being empty.
+    """
+    body = {**attributes, "element_version": FORMAT_VERSION}
+    covered = f'{head.removesuffix("}")},"attributes":{encode_json(body).removesuffix("}")}'.encode()
+    return covered + f',"checksum":"{crc32(covered)}"}}}}\n'.encode()
+
+
+def node_bytes(document: Mapping[str, Json]) -> bytes:
+    """Return the sealed ``zarr.json`` of an array or group metadata document."""
+    head = encode_json({key: value for key, value in document.items() if key != "attributes"})
+    return seal_node(head, document["attributes"])
+
+
+def check_node(data: bytes) -> bool:
+    """Return whether the bytes of a ``zarr.json`` are as they were sealed."""
+    match = _SEAL_NODE.search(data[-64:])
+    return match is not None and crc32(data[: len(data) - len(match.group(0))]) == match.group(1).decode()
+
+
+def chunk_name(position: tuple[int, ...]) -> str:
+    """Return the file name of the chunk at a position of the chunk grid."""
+    return ".".join(("c", *map(str, position)))
+
+
+def _fill_value(dtype: str) -> Json:
+    """Return the fill value: NaN where the dtype has one, so that data that is not there never looks like data."""
+    if dtype == "bfloat16":
+        return 0x7FC0
+    if dtype.startswith("float"):
+        return "NaN"
+    if dtype.startswith("complex"):
+        return ["NaN", "NaN"]
+    return False if dtype == "bool" else 0
+
+
+def _windows(shape: tuple[int, ...], inner: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yield the windows of the inner chunks of a shard in C order."""
+    ranges = [range(0, length, step) for length, step in zip(shape, inner, strict=True)]
+    for starts in itertools.product(*ranges):
+        yield tuple(slice(start, start + step) for start, step in zip(starts, inner, strict=True))
+
+
+def _with_crc(data: bytes) -> bytes:
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def _compress(array: NDArray[Any]) -> bytes:
+    # numcodecs takes 0.1 s to import; only a process that writes pays for it.
+    from numcodecs import zstd  # type: ignore[import-untyped]
+
+    return _with_crc(zstd.compress(array.reshape(-1).view(np.uint8), ZSTD_LEVEL))

@@ -1,0 +1,242 @@
+"""Reading what a recording holds: the committed part, as the log says it, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynome_recorder.commits import COMMITTED, CommitRecord, LogState, read_log, replay_log
+from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
+from dynome_recorder.files import check_file
+from dynome_recorder.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
+from dynome_recorder.publish import check_published, read_published, stream_of
+from dynome_recorder.run import layouts, read_run
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from dynome_recorder.layout import BulkLayout
+    from dynome_recorder.store import CommittedArray
+
+__all__ = ["Manifest", "read_manifest"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a recording held when it was read. It does not change when more is recorded; read it again for that.
+
+    Attributes
+    ----------
+    path
+        The recording's folder.
+    run
+        Content of ``run.json``.
+    state
+        What the commit log says.
+    """
+
+    path: Path
+    run: Mapping[str, Json]
+    state: LogState
+
+    @property
+    def records(self) -> tuple[CommitRecord, ...]:
+        """Every record of the log, superseded ones, rewinds and repairs too."""
+        return self.state.records
+
+    @property
+    def live(self) -> tuple[CommitRecord, ...]:
+        """The moments that no rewind left behind, in the order of recording."""
+        return self.state.live
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run, 32 hexadecimal digits."""
+        return str(self.run["run_id"])
+
+    @property
+    def digest(self) -> str:
+        """Text that changes whenever anything is committed (or repaired): run id and checksum of the last record."""
+        last = self.records[-1].checksum if self.records else "empty"
+        return f"{self.run_id}-{len(self.records)}-{last}"
+
+    @property
+    def sites(self) -> dict[str, dict[str, Json]]:
+        """Per site, in the model's order: path, shape [sample, unit], dtype, dimensions, attributes."""
+        return dict(self.run["fingerprint"]["sites"])
+
+    @property
+    def weights(self) -> dict[str, dict[str, Json]]:
+        """Per recorded parameter: path, shape, dtype, dimensions, attributes. Empty where no weights were recorded."""
+        return dict(self.run["fingerprint"]["weights"])
+
+    @cached_property
+    def layouts(self) -> dict[str, BulkLayout]:
+        """Layout of every bulk array, by path below ``store.zarr``."""
+        return layouts(self.run)
+
+    def snapshots(self, stream: str) -> tuple[tuple[CommitRecord, int], ...]:
+        """Return record and snapshot index of what a stream holds: neither superseded nor lost, in order.
+
+        Parameters
+        ----------
+        stream
+            "probe" or "weights".
+        """
+        if stream not in self.state.status:
+            raise InvalidArgumentError(f"stream {stream!r} is unknown; use one of {', '.join(self.state.status)}.")
+        status, owners = self.state.status[stream], self.state.owners[stream]
+        return tuple((owners[index], index) for index, value in enumerate(status) if value == COMMITTED)
+
+    def gaps(self, stream: str) -> tuple[int, ...]:
+        """Return the indices of the snapshots of a stream that were committed and then lost."""
+        return tuple(index for index, value in enumerate(self.state.status[stream]) if value == 2)
+
+    def array(self, path: str) -> CommittedArray:
+        """Open a bulk array as a zarr array of the committed length.
+
+        Parameters
+        ----------
+        path
+            Path below ``store.zarr``, as in ``manifest.sites[site]["path"]``.
+
+        Returns
+        -------
+        CommittedArray
+            Shape (snapshot, ...), lazy. A missing or damaged chunk raises CorruptRecordingError when it is read, and
+            never reads as fill value. Rows of superseded snapshots are there; those of gaps must not be read.
+        """
+        # zarr takes a third of a second to import; who asks only what there is does not pay.
+        from dynome_recorder.store import open_array
+
+        path = path.strip("/")
+        if path not in self.layouts:
+            raise InvalidArgumentError(f"{self.path}: has no array {path!r}; it has {', '.join(self.layouts)}.")
+        prefix = path + "/"
+        return open_array(
+            self.path / STORE_FOLDER,
+            self.layouts[path],
+            length=len(self.state.status[stream_of(path)]),
+            files={name: entry for name, entry in self.state.files.items() if name.startswith(prefix)},
+        )
+
+    def epoch_metrics(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Return per metric the epochs it was given for, and its values (NaN only where NaN was given)."""
+        series: dict[str, dict[int, float]] = {}
+        for record in self.live:
+            for name, value in record.metrics.get("epoch", {}).items():
+                series.setdefault(name, {})[record.epoch] = decode_number(value)
+        return _arrays(series)
+
+    def step_metrics(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Return per metric the steps it was given for, and its values (NaN only where NaN was given)."""
+        series: dict[str, dict[int, float]] = {}
+        for record in self.live:
+            for name, entry in record.metrics.get("step", {}).items():
+                values = series.setdefault(name, {})
+                values.update((int(s), decode_number(v)) for s, v in zip(entry["step"], entry["value"], strict=True))
+        return _arrays(series)
+
+    def check_files(self, paths: Iterable[str] | None = None, *, deep: bool = False) -> None:
+        """Check the size (`deep`: the crc32 too, which reads everything) of committed files.
+
+        Parameters
+        ----------
+        paths
+            Files or arrays below ``store.zarr``; None for all.
+
+        Raises
+        ------
+        CorruptRecordingError
+            A file is missing, truncated or damaged; the message names it.
+        """
+        files = self.state.files
+        if paths is not None:
+            wanted = tuple(path.strip("/") for path in paths)
+            files = {
+                name: entry for name, entry in files.items() if name in wanted or name.rpartition("/")[0] in wanted
+            }
+        store = self.path / STORE_FOLDER
+        for name, (size, checksum) in files.items():
+            check_file(store / name, size=size, checksum=checksum if deep else None)
+
+
+def _arrays(series: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Return each series as two arrays in order of its keys."""
+    return {
+        name: (
+            np.array(sorted(values), dtype=np.int64),
+            np.array([values[key] for key in sorted(values)], dtype=np.float64),
+        )
+        for name, values in series.items()
+    }
+
+
+def read_manifest(path: str | os.PathLike[str], *, check: bool = True) -> Manifest:
+    """Read what a recording holds.
+
+    Parameters
+    ----------
+    path
+        The recording's folder.
+    check
+        Also check that every committed file is there with its size (one ``stat`` per file).
+
+    Returns
+    -------
+    Manifest
+        The committed part, also of a run that is being recorded or was killed.
+
+    Raises
+    ------
+    RecordingNotFoundError
+        There is no recording.
+    CorruptRecordingError
+        Something stored is missing, truncated or damaged; the message names the file.
+    UnsupportedVersionError
+        A format that this version does not know.
+    """
+    folder = Path(path)
+    run = read_run(folder)
+    published = read_published(folder)  # before the log: a recorder commits first and publishes later
+    manifest = Manifest(path=folder, run=run, state=committed_state(folder, run))
+    if check:
+        check_published(folder, published, manifest.state)
+        manifest.check_files()
+    return manifest
+
+
+def committed_state(folder: Path, run: Mapping[str, Json]) -> LogState:
+    """Read the log and hold it against ``run.json``: each snapshot has its index and exactly its files.
+
+    Raises
+    ------
+    CorruptRecordingError
+        The log is damaged, or does not fit the run.
+    """
+    state = replay_log(read_log(folder / COMMITS_FOLDER))
+    arrays = layouts(run)
+    counts: dict[str, int] = {}
+    for record in state.records:
+        where = f"{folder / COMMITS_FOLDER} record {record.sequence}"
+        expected: set[str] = set()
+        for stream, index in record.snapshots.items():
+            if index != counts.get(stream, 0):
+                raise CorruptRecordingError(
+                    f"{where}: {stream} snapshot {index} where {counts.get(stream, 0)} follows."
+                )
+            counts[stream] = index + 1
+            if record.kind == "moment":
+                expected |= {layout.file(index) for path, layout in arrays.items() if stream_of(path) == stream}
+        known = {name for name in record.files if stream_of(name) in state.status}
+        if known != expected:
+            name = sorted(known ^ expected)[0]
+            raise CorruptRecordingError(f"{where}: its files do not fit run.json ({name}).")
+    return state

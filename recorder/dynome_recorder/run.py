@@ -1,0 +1,195 @@
+"""``run.json``: what is fixed when a recording starts. Written once, compared when it is continued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dynome_recorder.errors import CorruptRecordingError, FingerprintError, RecordingNotFoundError
+from dynome_recorder.format import (
+    COMMITS_FOLDER,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    RUN_FILE,
+    Json,
+    check_version,
+    encode_component,
+    read_sealed,
+    seal,
+    unseal,
+)
+from dynome_recorder.layout import ArraySpec, BulkLayout, bulk_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["RunDescription", "check_fingerprint", "layouts", "read_run", "run_document"]
+
+RESERVED_PARAMETERS = frozenset({"epoch", "step", "time", "status"})
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a recording is of.
+
+    Attributes
+    ----------
+    sites
+        What is recorded at each site, in the order of the model's calls.
+    weights
+        What is recorded of each parameter; empty where no weights are recorded.
+    probe
+        Hash, size and seed of the probe, whatever makes two probes the same.
+    model
+        Class, parameters and layer graph.
+    optimizer
+        Its description, or None.
+    hyperparameters
+        Whatever the user wants to find again.
+    schedules
+        Text of the schedule of each stream.
+    versions
+        Versions of what recorded it.
+    """
+
+    sites: Mapping[str, ArraySpec]
+    weights: Mapping[str, ArraySpec] = field(default_factory=dict)
+    probe: Mapping[str, Json] = field(default_factory=dict)
+    model: Mapping[str, Json] = field(default_factory=dict)
+    optimizer: Mapping[str, Json] | None = None
+    hyperparameters: Mapping[str, Json] = field(default_factory=dict)
+    schedules: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Json] = field(default_factory=dict)
+
+
+def run_document(description: RunDescription, *, run_id: str, created: float) -> dict[str, Json]:
+    """Return the content of ``run.json``, with the layout of every array chosen.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A name, shape or dtype cannot be stored, or two names differ only in upper and lower case where that matters not.
+    """
+    entries: dict[str, dict[str, Json]] = {"sites": {}, "weights": {}}
+    for kind, prefix, leaf, reserved in (
+        ("sites", "probe/sites", "activation", frozenset[str]()),
+        ("weights", "weights", "weight", RESERVED_PARAMETERS),
+    ):
+        specs: Mapping[str, ArraySpec] = getattr(description, kind)
+        for name, spec in specs.items():
+            spec.check(name)
+            layout = bulk_layout(
+                f"{prefix}/{encode_component(name, reserved=reserved)}/{leaf}",
+                spec,
+                {"element": "bulk", "name": name},
+            )
+            entries[kind][name] = {
+                "path": layout.path,
+                "shape": list(layout.shape),
+                "dtype": layout.dtype,
+                "dimensions": list(layout.dimensions),
+                "inner": list(layout.inner),
+                "attributes": dict(spec.attributes),
+            }
+    return {
+        "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+        "run_id": run_id,
+        "created": datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds"),
+        "fingerprint": {**entries, "probe": dict(description.probe)},
+        "model": dict(description.model),
+        "optimizer": None if description.optimizer is None else dict(description.optimizer),
+        "hyperparameters": dict(description.hyperparameters),
+        "schedules": dict(description.schedules),
+        "versions": dict(description.versions),
+    }
+
+
+def read_run(path: Path) -> dict[str, Json]:
+    """Read and check ``run.json`` of the recording at `path`.
+
+    Raises
+    ------
+    RecordingNotFoundError
+        There is no recording.
+    CorruptRecordingError
+        ``run.json`` is damaged, or missing though there are commits.
+    UnsupportedVersionError
+        A format that this version does not know.
+    """
+    file = path / RUN_FILE
+    if not file.is_file():
+        commits = path / COMMITS_FOLDER
+        if commits.is_dir() and any(entry.suffix in {".json", ".jsonl"} for entry in commits.iterdir()):
+            raise CorruptRecordingError(f"{file}: missing, but there are commits; restore it from a copy.")
+        what = "holds no run.json" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+        raise RecordingNotFoundError(f"{path}: not a recording ({what}); give the folder that a Recorder wrote.")
+    document = read_sealed(file)
+    check_version(document.get("format"), where=file)
+    try:
+        if not isinstance(document["run_id"], str):
+            raise TypeError("run_id")
+        layouts(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptRecordingError(f"{file}: not a description of a recording ({error!r}).") from error
+    return document
+
+
+def layouts(run: Mapping[str, Json]) -> dict[str, BulkLayout]:
+    """Return the layout of every bulk array of a recording, by path below ``store.zarr``, sites before weights."""
+    return {
+        entry["path"]: BulkLayout(
+            path=entry["path"],
+            shape=tuple(entry["shape"]),
+            dtype=entry["dtype"],
+            dimensions=tuple(entry["dimensions"]),
+            inner=tuple(entry["inner"]),
+            attributes={
+                **entry["attributes"],
+                "element": "bulk",
+                "name": name,
+                "logical_dtype": entry["dtype"],
+            },
+        )
+        for kind in ("sites", "weights")
+        for name, entry in run["fingerprint"][kind].items()
+    }
+
+
+def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:
+    """Raise FingerprintError, naming the first field that differs, unless a recording can be continued.
+
+    Sites and weights are compared by name, order, shape, dtype and dimensions; the probe and the model's parameters whole.
+    What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
+    """
+
+    def differ(field_name: str, before: Json, now: Json) -> FingerprintError:
+        return FingerprintError(
+            f"{where}: cannot be continued, {field_name} was {before!r} and is {now!r} now; "
+            "restore it, or record to another folder."
+        )
+
+    for kind in ("sites", "weights"):
+        before, now = stored["fingerprint"][kind], wanted["fingerprint"][kind]
+        if list(before) != list(now):
+            raise differ(kind, list(before), list(now))
+        for name in before:
+            for member in ("shape", "dtype", "dimensions"):
+                if before[name][member] != now[name][member]:
+                    raise differ(f"{member} of {name}", before[name][member], now[name][member])
+    for name in {**stored["fingerprint"]["probe"], **wanted["fingerprint"]["probe"]}:
+        before, now = stored["fingerprint"]["probe"].get(name), wanted["fingerprint"]["probe"].get(name)
+        if before != now:
+            raise differ(f"probe {name}", before, now)
+    before, now = stored["model"].get("parameters"), wanted["model"].get("parameters")
+    if before != now:
+        raise FingerprintError(
+            f"{where}: cannot be continued, the model's parameters differ (names, shapes, dtypes or order); "
+            "restore the model, or record to another folder."
+        )
+
+
+def normalised(document: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a document as it reads back from disk, so that tuples and numpy numbers compare equal to what was stored."""
+    return unseal(seal(document), where="run.json")

@@ -1,0 +1,567 @@
+"""Writing a recording: numpy arrays in, committed files out.
+
+The protocol (FORMAT.md, "Committing"): write and sync the files of a moment, then the commit record, whose rename is the
+commit; publish later. Whatever happens in between, the recording is valid up to the last commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from dynome_recorder.commits import (
+    GENESIS,
+    SEGMENT_LENGTH,
+    CommitRecord,
+    LogState,
+    fold_segments,
+    record_path,
+    replay_log,
+    sweep_partial,
+    write_record,
+)
+from dynome_recorder.errors import (
+    CorruptRecordingError,
+    DynomeError,
+    InvalidArgumentError,
+    RecordingLockedError,
+    StorageError,
+)
+from dynome_recorder.files import sync_folder, write_atomically, write_file
+from dynome_recorder.format import (
+    COMMITS_FOLDER,
+    LOCK_FILE,
+    PARTIAL_SUFFIX,
+    RUN_FILE,
+    STORE_FOLDER,
+    STREAMS,
+    Json,
+    crc32,
+    seal,
+)
+from dynome_recorder.layout import ArraySpec, BulkLayout
+from dynome_recorder.manifest import Manifest, committed_state
+from dynome_recorder.publish import Publisher, check_published, read_published, stream_of
+from dynome_recorder.run import RunDescription, check_fingerprint, layouts, normalised, read_run, run_document
+from dynome_recorder.sweep import sweep_orphans
+from dynome_recorder.views import HEALTH_PROBLEMS, Views, build_views
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+__all__ = ["ArraySpec", "Moment", "RecordingWriter", "RunDescription"]
+
+logger = logging.getLogger(__name__)
+
+WRITE_THREADS = 4
+"""Files of one moment are compressed and synced side by side; file systems merge concurrent syncs into few."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is committed at once.
+
+    Attributes
+    ----------
+    epoch, step
+        Epochs and optimizer steps completed.
+    epoch_complete
+        Whether training can resume after this epoch.
+    parameters
+        Hash of the model's parameters, or "".
+    probe
+        Activations per site, shape (sample, unit), every site; None where this moment has no probe snapshot. bfloat16
+        arrives as uint16 bit patterns.
+    weights
+        Parameters per name; None where this moment has no weights snapshot.
+    step_metrics
+        Per name: steps and values since the last moment.
+    epoch_metrics
+        Per name: value of this epoch.
+    health
+        Per site: counts of "nan", "inf", "overflow".
+    """
+
+    epoch: int
+    step: int
+    epoch_complete: bool = True
+    parameters: str = ""
+    probe: Mapping[str, NDArray[Any]] | None = None
+    weights: Mapping[str, NDArray[Any]] | None = None
+    step_metrics: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
+    epoch_metrics: Mapping[str, float] = field(default_factory=dict)
+    health: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+class RecordingWriter:
+    """The only writer of a recording, from :meth:`open` to :meth:`close`. A context manager."""
+
+    def __init__(
+        self,
+        path: Path,
+        run: Mapping[str, Json],
+        state: LogState,
+        *,
+        lock: FileLock,
+        resumed: bool,
+        publish_interval: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Use :meth:`open`."""
+        self.path = path
+        self.resumed = resumed
+        self.publish_interval = publish_interval
+        self._run = run
+        self._lock = lock
+        self._clock = clock
+        self._layouts = layouts(run)
+        self._publisher = Publisher(path / STORE_FOLDER, run_id=run["run_id"], layouts=self._layouts)
+        self._pool = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="dynome-writer")
+        self._adopt(state)
+        self._published_at = -float("inf")
+        self._closed = False
+        self._broken = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        description: RunDescription,
+        *,
+        publish_interval: float = 2.0,
+        on_existing: Literal["resume", "error"] = "resume",
+        run_id: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Start a recording, or continue the one that is there.
+
+        Continuing checks the log and the size of every file, finishes what a crash interrupted, deletes what was written
+        and never committed, and publishes.
+
+        Parameters
+        ----------
+        path
+            Folder of the recording; made with its parents where missing.
+        description
+            What is recorded. On continuing it must have the fingerprint of the recording.
+        publish_interval
+            Seconds between publishings while recording; 0 publishes at every commit.
+        on_existing
+            "error" refuses to continue a recording.
+        run_id, clock
+            Identity and source of Unix time; given only to write the same recording again.
+
+        Raises
+        ------
+        StorageError
+            The disk is full, read-only or failed.
+        RecordingLockedError
+            Another process records there.
+        FingerprintError
+            The recording is of something else; the message names the field.
+        CorruptRecordingError, UnsupportedVersionError
+            The recording cannot be continued as it is.
+        InvalidArgumentError
+            The folder holds something else, or the description cannot be stored.
+        """
+        folder = Path(path)
+        wanted = normalised(run_document(description, run_id=run_id or uuid.uuid4().hex, created=clock()))
+        with storage_errors(folder):
+            new = is_new(folder)
+            if not new and on_existing == "error":
+                raise InvalidArgumentError(f"{folder}: holds a recording already; give a new folder, or let it resume.")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = acquire_lock(folder)
+            try:
+                # Asked again under the lock: another process may have started it meanwhile.
+                if new := is_new(folder):
+                    run, state = wanted, _create(folder, wanted)
+                else:
+                    run, state = _resume(folder, wanted)
+                writer = cls(
+                    folder, run, state, lock=lock, resumed=not new, publish_interval=publish_interval, clock=clock
+                )
+                writer._publish()
+                if new:
+                    # Last, so that a folder with a run.json is a whole recording.
+                    write_atomically(folder / RUN_FILE, seal(run, indent=True), sync=True)
+                    sync_folder(folder.parent)
+            except BaseException:
+                lock.release()
+                raise
+        return writer
+
+    def _adopt(self, state: LogState) -> None:
+        """Take place at the end of a log."""
+        self.last: CommitRecord | None = state.live[-1] if state.live else None
+        self._tail: CommitRecord | None = state.records[-1] if state.records else None
+        self._lengths = {stream: len(state.status[stream]) for stream in STREAMS}
+        self._views: Views = build_views(list(self._run["fingerprint"]["sites"]), state)
+        complete = [record.epoch for record in state.live if record.epoch_complete]
+        self.last_complete_epoch: int | None = complete[-1] if complete else None
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run."""
+        return str(self._run["run_id"])
+
+    def commit(self, moment: Moment) -> CommitRecord:
+        """Commit a moment: when this returns, it is on disk and survives a crash.
+
+        Parameters
+        ----------
+        moment
+            What to commit.
+
+        Returns
+        -------
+        CommitRecord
+            The record that commits it.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The moment does not fit the recording (a site is missing, a shape or dtype differs). Nothing is written.
+        StorageError
+            The disk is full, read-only or failed. The moment is not committed; the recording is valid up to the commit
+            before it, and the next commit may be tried.
+        """
+        self._check_usable()
+        arrays = self._arrays(moment)
+        metrics = _metrics(moment)
+        health = self._health(moment)
+        snapshots = {
+            stream: self._lengths[stream] for stream in STREAMS if any(stream_of(path) == stream for path in arrays)
+        }
+        with storage_errors(self.path), self._all_or_nothing(arrays):
+            record = self._append(
+                CommitRecord(
+                    sequence=self._sequence,
+                    previous=self._previous,
+                    kind="moment",
+                    time=float(self._clock()),
+                    epoch=int(moment.epoch),
+                    step=int(moment.step),
+                    epoch_complete=bool(moment.epoch_complete),
+                    parameters=moment.parameters,
+                    snapshots=snapshots,
+                    health=health,
+                    metrics=metrics,
+                    files=self._write_arrays(arrays),
+                )
+            )
+            for stream in snapshots:
+                self._lengths[stream] += 1
+            self.last = record
+            if record.epoch_complete:
+                self.last_complete_epoch = record.epoch
+            self._views.append(record)
+        self._tidy()
+        return record
+
+    def rewind(self, epoch: int) -> None:
+        """Go back to the end of an epoch: what was recorded after it is superseded, nothing is deleted.
+
+        Parameters
+        ----------
+        epoch
+            A committed, complete epoch.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The epoch is not committed as complete.
+        StorageError
+            The disk is full, read-only or failed.
+        """
+        self._check_usable()
+        with storage_errors(self.path):
+            state = committed_state(self.path, self._run)
+            complete = {record.epoch: record.sequence for record in state.live if record.epoch_complete}
+            if epoch not in complete:
+                known = ", ".join(map(str, complete)) or "none"
+                raise InvalidArgumentError(f"{self.path}: epoch {epoch} is not committed; committed epochs: {known}.")
+            if state.live[-1].sequence == complete[epoch]:
+                return
+            with self._all_or_nothing({}):
+                record = self._append(
+                    CommitRecord(
+                        sequence=self._sequence,
+                        previous=self._previous,
+                        kind="rewind",
+                        time=float(self._clock()),
+                        keep=complete[epoch],
+                    )
+                )
+                self._adopt(replay_log([*state.records, record]))
+        self._tidy()
+
+    def flush(self) -> None:
+        """Publish now what is committed, so that plain Zarr readers see it.
+
+        Raises
+        ------
+        StorageError
+            The disk is full, read-only or failed. What is committed stays committed.
+        """
+        self._check_usable()
+        with storage_errors(self.path):
+            self._publish()
+
+    def close(self) -> None:
+        """Publish, make it durable, and release the recording. Closing twice does nothing.
+
+        Raises
+        ------
+        StorageError
+            Publishing failed. What is committed stays committed, and is published when the recording is opened next.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self._broken:
+                with storage_errors(self.path):
+                    self._publish()
+                    self._publisher.sync()
+        finally:
+            self._pool.shutdown()
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close, and let an error that is on its way pass before one of closing."""
+        try:
+            self.close()
+        except StorageError:
+            if error is None:
+                raise
+            logger.warning("%s: could not be published while another error was on its way", self.path, exc_info=True)
+
+    @property
+    def _sequence(self) -> int:
+        return 0 if self._tail is None else self._tail.sequence + 1
+
+    @property
+    def _previous(self) -> str:
+        return GENESIS if self._tail is None else self._tail.checksum
+
+    def _append(self, record: CommitRecord) -> CommitRecord:
+        self._tail = write_record(self.path / COMMITS_FOLDER, record)
+        return self._tail
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, arrays: Mapping[str, NDArray[Any]]) -> Iterator[None]:
+        """Guard a commit against anything that can cut it off, Ctrl-C included.
+
+        Either nothing is visible and the writer stands where it stood, or the writer refuses to go on: after a failure
+        behind the rename of the record nobody can say what the disk will hold, and its files must not be touched.
+        """
+        sequence = self._sequence
+        self._broken = True
+        try:
+            yield
+        except BaseException:
+            if not record_exists(self.path / COMMITS_FOLDER, sequence):
+                self._discard(arrays)
+                self._broken = False
+            raise
+        self._broken = False
+
+    def _arrays(self, moment: Moment) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a moment by path, checked against ``run.json``."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for kind, given in (("sites", moment.probe), ("weights", moment.weights)):
+            if given is None:
+                continue
+            entries = self._run["fingerprint"][kind]
+            if given.keys() != entries.keys():
+                names = sorted(given.keys() ^ entries.keys())
+                raise InvalidArgumentError(
+                    f"{self.path}: a moment must hold each of its {kind} once; differs in {names[0]}."
+                )
+            if not entries:
+                raise InvalidArgumentError(f"{self.path}: has no {kind} to record; give None.")
+            for name, entry in entries.items():
+                layout = self._layouts[entry["path"]]
+                array = np.asarray(given[name])
+                if array.shape != layout.shape or array.dtype != layout.stored.newbyteorder("="):
+                    raise InvalidArgumentError(
+                        f"{self.path}: {name} must be {layout.stored.name} of shape {layout.shape}, "
+                        f"got {array.dtype.name} of shape {array.shape}."
+                    )
+                arrays[layout.path] = array
+        return arrays
+
+    def _health(self, moment: Moment) -> dict[str, dict[str, int]]:
+        """Return the non-zero counts of a moment."""
+        unknown = moment.health.keys() - self._run["fingerprint"]["sites"].keys()
+        kinds = {problem for counts in moment.health.values() for problem in counts} - set(HEALTH_PROBLEMS)
+        if unknown or kinds:
+            raise InvalidArgumentError(f"{self.path}: health of {sorted(unknown | kinds)[0]!r} is unknown.")
+        return {
+            site: kept
+            for site, counts in moment.health.items()
+            if (kept := {problem: int(count) for problem, count in counts.items() if count})
+        }
+
+    def _write_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
+        """Write and sync one file per array; returns size and crc32 by path."""
+
+        def write(path: str) -> tuple[str, tuple[int, str]]:
+            layout = self._layouts[path]
+            name = self._file(layout)
+            data = layout.encode(arrays[path])
+            target = self.path / STORE_FOLDER / name
+            write_file(target, data, sync=True)
+            sync_folder(target.parent)
+            return name, (len(data), crc32(data))
+
+        futures = [self._pool.submit(write, path) for path in arrays]
+        try:
+            return dict(future.result() for future in futures)
+        finally:
+            wait(futures)  # none may still be writing when the caller cleans up after the first that failed
+
+    def _discard(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Delete the files of a moment that was not committed; what cannot be deleted is swept at the next opening."""
+        for path in arrays:
+            with contextlib.suppress(OSError):
+                (self.path / STORE_FOLDER / self._file(self._layouts[path])).unlink(missing_ok=True)
+
+    def _file(self, layout: BulkLayout) -> str:
+        return layout.file(self._lengths[stream_of(layout.path)])
+
+    def _tidy(self) -> None:
+        """Fold and publish when it is time. Neither can lose anything, so a failure waits for the next time."""
+        try:
+            if self._sequence % SEGMENT_LENGTH == 0:
+                fold_segments(self.path / COMMITS_FOLDER, length=self._sequence)
+            if time.monotonic() - self._published_at >= self.publish_interval:
+                self._publish()
+        except OSError as error:
+            logger.warning("%s: committed, but not published yet (%s)", self.path, error)
+
+    def _publish(self) -> None:
+        self._publisher.publish(self._views, self._lengths, self._tail)
+        self._published_at = time.monotonic()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise InvalidArgumentError(f"{self.path}: the recording is closed; open it again to continue.")
+        if self._broken:
+            raise StorageError(f"{self.path}: the disk failed while committing; open the recording again to continue.")
+
+
+def acquire_lock(folder: Path) -> FileLock:
+    """Take the lock of a recording at once, or raise RecordingLockedError."""
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RecordingLockedError(
+            f"{folder}: another process is recording here; wait until it ends, end it, or record to another folder."
+        ) from None
+    return lock
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one clear StorageError."""
+    try:
+        yield
+    except DynomeError:
+        raise  # some of ours are an OSError too
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise StorageError(f"{path}: cannot be written ({what}); free or choose another disk or folder.") from error
+
+
+def record_exists(folder: Path, sequence: int) -> bool:
+    """Return whether a record is visible under its name (also when that cannot be told)."""
+    try:
+        return record_path(folder, sequence).exists()
+    except OSError:
+        return True
+
+
+def _metrics(moment: Moment) -> dict[str, Any]:
+    """Return the metrics of a moment as its record holds them."""
+    steps: dict[str, Any] = {}
+    for name, (numbers, values) in moment.step_metrics.items():
+        if len(numbers) != len(values):
+            raise InvalidArgumentError(f"metric {name!r}: {len(numbers)} steps but {len(values)} values.")
+        if len(numbers):
+            steps[name] = {"step": [int(number) for number in numbers], "value": [float(value) for value in values]}
+    epochs = {name: float(value) for name, value in moment.epoch_metrics.items()}
+    return {kind: series for kind, series in (("step", steps), ("epoch", epochs)) if series}
+
+
+def is_new(folder: Path) -> bool:
+    """Return whether a recording can be started: nothing is there, or only what the start of one left that was cut off.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Something else is there.
+    CorruptRecordingError
+        A recording without its ``run.json`` is there.
+    """
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        raise InvalidArgumentError(f"{folder}: is a file; give a folder for the recording.")
+    if (folder / RUN_FILE).exists():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    foreign = names - {COMMITS_FOLDER, STORE_FOLDER, LOCK_FILE, RUN_FILE + PARTIAL_SUFFIX}
+    if foreign:
+        shown = ", ".join(sorted(foreign)[:3])
+        raise InvalidArgumentError(f"{folder}: not empty and not a recording (holds {shown}); give a new folder.")
+    commits = folder / COMMITS_FOLDER
+    if (commits.is_dir() and any(commits.iterdir())) or read_published(folder) is not None:
+        raise CorruptRecordingError(f"{folder / RUN_FILE}: missing, but there are commits; restore it from a copy.")
+    return True
+
+
+def _create(folder: Path, run: Mapping[str, Json]) -> LogState:
+    """Make the folders of a new recording; what a start left that was cut off is cleared first, nothing was committed."""
+    shutil.rmtree(folder / STORE_FOLDER, ignore_errors=True)
+    (folder / COMMITS_FOLDER).mkdir(exist_ok=True)
+    for path in layouts(run):
+        (folder / STORE_FOLDER / path).mkdir(parents=True, exist_ok=True)
+    return replay_log([])
+
+
+def _resume(folder: Path, wanted: Mapping[str, Json]) -> tuple[dict[str, Json], LogState]:
+    """Check a recording that is there, finish what a crash interrupted, and return its run and log."""
+    run = read_run(folder)
+    check_fingerprint(run, wanted, where=folder)
+    state = committed_state(folder, run)
+    check_published(folder, read_published(folder), state)
+    Manifest(path=folder, run=run, state=state).check_files()
+    sweep_partial(folder / COMMITS_FOLDER)
+    fold_segments(folder / COMMITS_FOLDER, length=len(state.records))
+    removed = sweep_orphans(folder, run, state)
+    if removed:
+        logger.info("%s: deleted %d files that were written but never committed", folder, len(removed))
+    return run, state
