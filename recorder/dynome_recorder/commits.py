@@ -45,8 +45,8 @@ class CommitRecord:
     previous
         Checksum of the record before; eight zeros in the first.
     kind
-        "moment" (something was recorded), "rewind" (later moments than `keep` are superseded), "loss" (a repair found the
-        files in `lost` damaged), "gap" (stands in for a record that was lost).
+        "moment" (something was recorded), "rewind" (later moments than `keep` are superseded), "loss" (a repair found
+        the files in `lost` damaged), "gap" (stands in for a record that was lost).
     epoch, step
         What was completed at the moment; -1 where a record has none.
     time
@@ -269,7 +269,8 @@ def check_chain(previous: CommitRecord | None, record: CommitRecord, *, where: P
         expected = previous.replaces
     if record.previous != expected:
         raise CorruptRecordingError(
-            f"{where}: the chain of commits is broken (record {record.sequence} follows {record.previous}, found {expected})."
+            f"{where}: the chain of commits is broken "
+            f"(record {record.sequence} follows {record.previous}, found {expected})."
         )
 
 

@@ -1,7 +1,7 @@
 """Every error that Dynome raises on purpose.
 
-The text of an error is one line: what, where, and the way out. ``exit_code`` is what the command line ends with: 1 when the
-data is at fault, 2 when the call is. Each class also subclasses the builtin that a caller would expect.
+The text of an error is one line: what, where, and the way out. ``exit_code`` is what the command line ends with: 1 when
+the data is at fault, 2 when the call is. Each class also subclasses the builtin that a caller would expect.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How an array lies in ``store.zarr``: metadata documents, chunk shapes, names of chunk files, and their bytes.
 
-The documents are plain Zarr v3. They are built here rather than by zarr, so that the training process neither loads zarr
-nor runs its event loop, and so that a chunk can be encoded in any thread. Tests hold the result against zarr and
+The documents are plain Zarr v3. They are built here rather than by zarr, so that the training process neither loads
+zarr nor runs its event loop, and so that a chunk can be encoded in any thread. Tests hold the result against zarr and
 tensorstore. Rule for maintainers: what is written is fixed by FORMAT.md; a change here is a change of the format.
 """
 
@@ -72,8 +72,8 @@ class ArraySpec:
             raise InvalidArgumentError(f"{name}: shape {self.shape} has an empty axis; nothing can be recorded there.")
         if len(self.dimensions) != len(self.shape) or len({*self.dimensions, "snapshot"}) != len(self.shape) + 1:
             raise InvalidArgumentError(
-                f"{name}: dimensions {self.dimensions} must name the {len(self.shape)} axes of {self.shape} differently, "
-                'and none of them "snapshot".'
+                f"{name}: dimensions {self.dimensions} must name the {len(self.shape)} axes of {self.shape}, each "
+                'differently, and none "snapshot".'
             )
 
 
@@ -154,7 +154,7 @@ class BulkLayout:
 
         Notes
         -----
-        Every inner chunk is written, also where it holds the fill value only: a missing one would read the same as zeros.
+        Every inner chunk is written, also one that holds the fill value only: nothing that is there may read as missing.
         """
         array = np.ascontiguousarray(data, dtype=self.stored).reshape(self.shape)
         if self.inner == self.shape:
@@ -243,8 +243,8 @@ class ViewLayout:
 def bulk_layout(path: str, spec: ArraySpec, attributes: Mapping[str, Json]) -> BulkLayout:
     """Choose the layout of an array from what it holds.
 
-    One file per snapshot. It is a single chunk up to 2 MiB, else a shard of inner chunks whose shape divides the array's
-    exactly: whole along every axis but one, cut along the last axis (units) where that comes near 1 MiB, else along others.
+    One file per snapshot. It is a single chunk up to 2 MiB, else a shard of inner chunks near 1 MiB whose shape divides
+    the array's exactly: cut along the last axis (units), and along others only where that is not enough.
     """
     itemsize = np.dtype(storage_dtype(spec.dtype)).itemsize
     return BulkLayout(
@@ -303,10 +303,10 @@ def group_document(attributes: Mapping[str, Json] | None = None) -> dict[str, Js
 
 
 def seal_node(head: str, attributes: Mapping[str, Json]) -> bytes:
-    """Return a ``zarr.json`` from the text of its other members and its attributes, which come last and hold the checksum.
+    """Return a ``zarr.json`` from the text of its other members and its attributes, which come last with the checksum.
 
-    The checksum covers every byte before the comma in front of it, as in :func:`dynome_recorder.format.seal`; it sits in
-    the attributes because Zarr allows no other place. ``element_version`` keeps the attributes from being empty.
+    The checksum covers every byte before the comma in front of it, as in :func:`dynome_recorder.format.seal`; it sits
+    in the attributes because Zarr allows no other place. ``element_version`` keeps the attributes from being empty.
     """
     body = {**attributes, "element_version": FORMAT_VERSION}
     covered = f'{head.removesuffix("}")},"attributes":{encode_json(body).removesuffix("}")}'.encode()

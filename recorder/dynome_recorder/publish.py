@@ -1,7 +1,7 @@
 """Publishing: making what the log says visible in ``store.zarr`` to readers that know only Zarr.
 
-Order is what keeps a plain reader right at any moment: chunks of views, then each array's ``zarr.json``, last the root's,
-which holds the consolidated metadata. A published shape never covers a snapshot that is not committed.
+Order is what keeps a plain reader right at any moment: chunks of views, then each array's ``zarr.json``, last the
+root's, which holds the consolidated metadata. A published shape never covers a snapshot that is not committed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def root_bytes(run_id: str, nodes: Mapping[str, bytes], last: CommitRecord | Non
 def read_published(folder: Path) -> tuple[int, str] | None:
     """Return sequence and checksum of the record that a recording was published after.
 
-    None where nothing was, or where the root's ``zarr.json`` is missing or damaged: it is derived, so only verify minds.
+    None where nothing was, or where the root's ``zarr.json`` is missing or damaged: it is derived, only verify minds.
     """
     try:
         data = (folder / STORE_FOLDER / "zarr.json").read_bytes()
@@ -134,8 +134,8 @@ def read_published(folder: Path) -> tuple[int, str] | None:
 def check_published(folder: Path, published: tuple[int, str] | None, state: LogState) -> None:
     """Hold the log against what was published: a record that was published cannot be missing.
 
-    The chain shows a hole in the log, but not that its end is gone; this does. `published` must have been read before the
-    log, because a recorder may be adding to both.
+    The chain shows a hole in the log, but not that its end is gone; this does. `published` must have been read before
+    the log, because a recorder may be adding to both.
 
     Raises
     ------

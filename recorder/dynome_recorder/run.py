@@ -70,7 +70,7 @@ def run_document(description: RunDescription, *, run_id: str, created: float) ->
     Raises
     ------
     InvalidArgumentError
-        A name, shape or dtype cannot be stored, or two names differ only in upper and lower case where that matters not.
+        A name, shape or dtype cannot be stored.
     """
     entries: dict[str, dict[str, Json]] = {"sites": {}, "weights": {}}
     for kind, prefix, leaf, reserved in (
@@ -160,7 +160,7 @@ def layouts(run: Mapping[str, Json]) -> dict[str, BulkLayout]:
 def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:
     """Raise FingerprintError, naming the first field that differs, unless a recording can be continued.
 
-    Sites and weights are compared by name, order, shape, dtype and dimensions; the probe and the model's parameters whole.
+    Sites and weights are compared by name, order, shape, dtype and dimensions, probe and model's parameters whole.
     What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
     """
 
@@ -191,5 +191,5 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
 
 
 def normalised(document: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a document as it reads back from disk, so that tuples and numpy numbers compare equal to what was stored."""
+    """Return a document as it reads back from disk: tuples and numpy numbers then equal what was stored."""
     return unseal(seal(document), where="run.json")

@@ -25,8 +25,8 @@ __all__ = ["CommittedArray", "CommittedStore", "open_array"]
 class CommittedStore(WrapperStore[LocalStore]):
     """A read-only store that answers one array's metadata from the commit log, and refuses to miss a committed chunk.
 
-    The ``zarr.json`` on disk may be behind the log (a killed run), and zarr reads a missing chunk as fill value; here the
-    first is replaced and the second raises.
+    The ``zarr.json`` on disk may be behind the log (a killed run), and zarr reads a missing chunk as fill value; here
+    the first is replaced and the second raises.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Views: the small arrays of ``store.zarr`` that are derived from the commit log and nothing else.
 
-They let plain xarray show epochs, status and metrics beside the bulk arrays. They can be written again from the log at any
-time, so a crash while they are written costs nothing. Rows are only ever appended; a rewind or a loss changes ``status``.
+They let plain xarray show epochs, status and metrics beside the bulk arrays. They can be written again from the log at
+any time, so a crash while they are written costs nothing. Rows are only ever appended; a rewind or a loss changes
+``status``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHUNK_BYTES = 32768
 SNAPSHOT_ROWS = 256
 STEP_ROWS = 4096
 RESERVED = {"step": frozenset({"step", "status"}), "epoch": frozenset({"epoch", "status"})}
-"""Names in ``metrics/step`` and ``metrics/epoch`` that a metric cannot take; such a metric's name is percent-encoded."""
+"""Names in ``metrics/step`` and ``metrics/epoch`` that are taken; a metric of that name is percent-encoded."""
 
 
 class Column:
@@ -43,6 +44,7 @@ class Column:
             self.append([math.nan if layout.dtype == "float64" else 0] * self.width)
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self._values) // self.width
 
     def append(self, row: Sequence[float]) -> None:

@@ -1,7 +1,7 @@
 """Writing a recording: numpy arrays in, committed files out.
 
-The protocol (FORMAT.md, "Committing"): write and sync the files of a moment, then the commit record, whose rename is the
-commit; publish later. Whatever happens in between, the recording is valid up to the last commit.
+The protocol (FORMAT.md, "Committing"): write and sync the files of a moment, then the commit record, whose rename is
+the commit; publish later. Whatever happens in between, the recording is valid up to the last commit.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class RecordingWriter:
     ) -> Self:
         """Start a recording, or continue the one that is there.
 
-        Continuing checks the log and the size of every file, finishes what a crash interrupted, deletes what was written
-        and never committed, and publishes.
+        Continuing checks the log and the size of every file, finishes what a crash interrupted, deletes what was
+        written and never committed, and publishes.
 
         Parameters
         ----------
@@ -544,7 +544,7 @@ def is_new(folder: Path) -> bool:
 
 
 def _create(folder: Path, run: Mapping[str, Json]) -> LogState:
-    """Make the folders of a new recording; what a start left that was cut off is cleared first, nothing was committed."""
+    """Make the folders of a new recording; what a start left that was cut off is cleared first (nothing committed)."""
     shutil.rmtree(folder / STORE_FOLDER, ignore_errors=True)
     (folder / COMMITS_FOLDER).mkdir(exist_ok=True)
     for path in layouts(run):
