@@ -1,7 +1,7 @@
 """Which learning rate to use: CG-ALR's robust gate inside a Robbins-Monro envelope, as a state machine on numbers.
 
 Rule to keep: numbers in, decision out; no store, no torch, no xarray, so that a replay over a recording and a
-training loop run the very same code. A state is frozen and made of JSON values only. METHODS.md section 7 has the
+training loop run the very same code. A state is frozen and made of JSON values only. METHODS.md section 5 has the
 formulas.
 """
 
@@ -227,7 +227,7 @@ class LearningRateRule:
 
 
 def robust_z(distance: float, window: tuple[float, ...], *, guard: float) -> float:
-    """Return how far ``distance`` lies from the window's median, in robust deviations (METHODS.md section 7)."""
+    """Return how far ``distance`` lies from the window's median, in robust deviations (METHODS.md section 5)."""
     median = statistics.median(window)
     spread = MAD_TO_SIGMA * statistics.median(abs(value - median) for value in window)
     scale = max(spread, guard * abs(median))

@@ -54,9 +54,6 @@ Series = dict[int, float]  # value by epoch
 DEFAULT_RULES = ("top", "fp", "vl", "oracle")
 OPEN_LOOP = "open loop: the run was trained with its own learning rates, not with these"
 
-# Names under which people record the rate that a run was trained with, in the order in which they are believed.
-_RATE_NAMES = ("learning_rate", "lr")
-
 
 class GateConstants(TypedDict, total=False):
     """The [O] constants of `LearningRateRule`, which documents them and has their defaults."""
@@ -115,8 +112,8 @@ def replay_stopping(
     Dataset
         On dimension ``rule``, float64: ``best_epoch`` (NaN where no epoch counted), ``trigger_epoch`` (NaN: never
         triggered), ``test_accuracy_best`` and ``test_accuracy_trigger`` (the test metric there; NaN where undefined
-        or not recorded). On (rule, epoch): ``signal``, NaN at epochs without a value. Epochs are those of all signals
-        and the test metric together.
+        or not recorded). On (rule, epoch): ``signal``, NaN at epochs without a value. Epochs are those of the
+        snapshots, the signals and the test metric together.
 
     Raises
     ------
@@ -129,10 +126,10 @@ def replay_stopping(
 
     Notes
     -----
-    METHODS.md section 6. Where an epoch has several snapshots, the first one, taken when the epoch was complete,
-    counts; its change is then the change since the snapshot before, within the epoch. An epoch without a snapshot or
-    a metric is not an observation; a value that was recorded as NaN is (see `PatienceRule`). Cost: that of `analyze`
-    where it is not cached, then microseconds per epoch.
+    METHODS.md section 4. Where an epoch has several snapshots, the first one counts: the one at the epoch's end
+    where the schedule has it; its change is then the change since the snapshot before, within the epoch. An epoch
+    without a snapshot or a metric is not an observation; a value that was recorded as NaN is (see `PatienceRule`).
+    Cost: that of `analyze` where it is not cached, then microseconds per epoch.
     """
     names = _choose_rules(rules)
     machines = {
@@ -144,24 +141,22 @@ def replay_stopping(
     metrics = _metric_series(recording)
     test: Series = {}
     if test_metric is not None:
-        test = _metric(recording, metrics, test_metric, "the test metric", "test_metric")
+        test = _metric(recording, metrics, test_metric, "test metric", "test_metric")
     elif "oracle" in names:
         raise InvalidArgumentError(
             "the rule 'oracle' needs a test metric: name one with test_metric, or leave the oracle out"
         )
-    signals: dict[str, Series] = {}
-    analysis: xr.Dataset | None = None
-    for name in names:
-        variable = SIGNALS[name].variable
-        if variable is not None:
-            analysis = _analysis(recording, sites, progress) if analysis is None else analysis
-            signals[name] = _snapshot_series(analysis, variable)
-        elif name == "oracle":
-            signals[name] = test
-        else:
-            signals[name] = _metric(recording, metrics, validation_metric, f"rule {name!r}", "validation_metric")
+    signals = {"oracle": test}
+    if "vl" in names:
+        signals["vl"] = _metric(recording, metrics, validation_metric, "rule 'vl'", "validation_metric")
+    # Metrics first: a missing one is told at once, connectomes take a while.
+    variables = {name: variable for name in names if (variable := SIGNALS[name].variable) is not None}
+    analysis = _analysis(recording, sites, progress) if variables else None
+    if analysis is not None:
+        signals |= {name: _snapshot_series(analysis, variable) for name, variable in variables.items()}
 
-    epochs = np.array(sorted({epoch for series in (*signals.values(), test) for epoch in series}), np.int64)
+    known = {*recording.epochs.tolist(), *test, *(epoch for name in names for epoch in signals[name])}
+    epochs = np.array(sorted(known), np.int64)
     ends = {name: fold_stopping(machines[name], signals[name].items()) for name in names}
     best = [ends[name].best_epoch for name in names]
     trigger = [ends[name].trigger_epoch for name in names]
@@ -240,7 +235,7 @@ def replay_learning_rate(
 
     Notes
     -----
-    METHODS.md section 7. Every snapshot but the first is one decision: epochs or iterations, as recorded.
+    METHODS.md section 5. Every snapshot but the first is one decision: epochs or iterations, as recorded.
     """
     if distance not in get_args(Distance):
         raise InvalidArgumentError(f"distance must be one of {', '.join(get_args(Distance))}; got {distance!r}")
@@ -308,10 +303,9 @@ def recorded_rate(recording: Recording) -> float:
     InvalidArgumentError
         The recording names none, or one that is not a positive number.
     """
-    optimizer = recording.manifest.run.get("optimizer") or {}
-    groups = optimizer.get("groups") or optimizer.get("param_groups") or [{}]
-    for place in (recording.hyperparameters, optimizer, optimizer.get("settings") or {}, groups[0]):
-        for name in _RATE_NAMES:
+    groups = (recording.manifest.run.get("optimizer") or {}).get("groups") or [{}]
+    for place in (recording.hyperparameters, groups[0]):
+        for name in ("learning_rate", "lr"):
             value = place.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
                 return float(value)
@@ -373,10 +367,9 @@ def _metric(recording: Recording, metrics: Mapping[str, Series], name: str, purp
     if name in metrics:
         return metrics[name]
     listed = ", ".join(sorted(metrics)) or "none"
-    option = f"--{argument.replace('_', '-')}"
     raise InvalidDataError(
-        f"{purpose} needs the metric {name!r}, which {recording.path} does not have (metrics there: {listed}): name "
-        f"another with {argument} ({option}), or record it with recorder.epoch({name}=...)"
+        f"{purpose}: {recording.path} has no metric {name!r} (metrics there: {listed}); name another with {argument} "
+        f"(--{argument.replace('_', '-')}), leave it out, or record it with recorder.epoch({name}=...)"
     )
 
 

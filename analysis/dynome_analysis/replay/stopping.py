@@ -2,7 +2,7 @@
 
 Rule to keep: a rule takes numbers and gives decisions; it knows no store, no torch, no xarray, so that a replay over a
 recording and a training loop run the very same code. A state is frozen and made of JSON values only.
-METHODS.md section 6 has the formulas.
+METHODS.md section 4 has the formulas.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Mode = Literal["min", "max"]
 
 # Observations without improvement that stop training [functional-persistence authors' code].
 DEFAULT_PATIENCE = 5
-# The first epoch that counts: epoch 0 is the untrained network, and FP can choose it [O; METHODS.md section 6].
+# The first epoch that counts: epoch 0 is the untrained network, and FP can choose it [O; METHODS.md section 4].
 DEFAULT_BURN_IN = 1
 
 
@@ -160,7 +160,7 @@ class PatienceRule:
 
     Walk the epochs from ``burn_in``: the first score is the best; a strictly worse one raises a counter; any other,
     ties included, becomes the best and clears the counter; stop when the counter reaches ``patience`` [engine of the
-    functional-persistence authors' code; METHODS.md section 6].
+    functional-persistence authors' code; METHODS.md section 4].
 
     Attributes
     ----------
