@@ -13,36 +13,46 @@ if TYPE_CHECKING:
     from dynome_analysis.labelled.connectomes import connectomes
     from dynome_analysis.labelled.signatures import graph_homology, rips
     from dynome_analysis.pipeline import analyze
+    from dynome_analysis.prediction.evaluate import Prediction, predict_performance
+    from dynome_analysis.prediction.features import early_features, weight_signature
     from dynome_analysis.recording import Recording, open_recording
     from dynome_analysis.replay.replay import replay_learning_rate, replay_stopping
 
 __all__ = [
+    "Prediction",
     "Recording",
     "analyze",
     "connectomes",
     "distance_matrix",
+    "early_features",
     "graph_homology",
     "noise_floor",
     "open_recording",
+    "predict_performance",
     "reconfiguration",
     "replay_learning_rate",
     "replay_stopping",
     "rips",
+    "weight_signature",
 ]
 
 # Where each public name lives. No module may be called like a name below: importing it would put the module in the function's place.
 _HOMES = {
+    "Prediction": "prediction.evaluate",
     "Recording": "recording",
     "analyze": "pipeline",
     "connectomes": "labelled.connectomes",
     "distance_matrix": "labelled.changes",
+    "early_features": "prediction.features",
     "graph_homology": "labelled.signatures",
     "noise_floor": "labelled.changes",
     "open_recording": "recording",
+    "predict_performance": "prediction.evaluate",
     "reconfiguration": "labelled.changes",
     "replay_learning_rate": "replay.replay",
     "replay_stopping": "replay.replay",
     "rips": "labelled.signatures",
+    "weight_signature": "prediction.features",
 }
 
 

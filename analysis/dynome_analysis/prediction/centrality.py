@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def eigenvector_centrality(graph: WeightedGraph) -> EigenvectorCentrality:
         No edge has a weight, or the residual stays above `RESIDUAL`.
 
     Notes
-    -----
-    Bonacich, *Factoring and weighting approaches to status scores and clique identification*, 1972; as in Vahedian et al.,
-    arXiv 2111.05410 [P]. With disconnected parts the leading vector is not unique: the component with the most vertices is
-    used (the one with the lowest vertex among equals), the rest is 0 and counted [O]. Entries below 0 by rounding are set to 0. Cost: one connected-components pass and some
-    20 to 100 products with the graph; 20 vectors of memory, more only where the gap behind lambda_1 is tiny.
+    ----- Bonacich, *Factoring and weighting approaches to status scores and clique identification*, 1972; as in
+    Vahedian et al., arXiv 2111.05410 [P]. With disconnected parts the leading vector is not unique: the component with
+    the most vertices is used (the one with the lowest vertex among equals), the rest is 0 and counted [O]. Entries
+    below 0 by rounding are set to 0. Cost: one connected-components pass and some 20 to 100 products with the graph;
+    20 vectors of memory, more only where the gap behind lambda_1 is tiny.
     """
     labels = graph.components()
     sizes = np.bincount(labels)
@@ -115,8 +116,8 @@ def eigenvector_centrality(graph: WeightedGraph) -> EigenvectorCentrality:
                 break
     if not residual <= RESIDUAL:
         raise InvalidDataError(
-            f"eigenvector centrality did not converge on {len(members)} vertices (relative residual {residual:.1e}, wanted"
-            f" {RESIDUAL:.0e}): the graph's two largest eigenvalues are nearly equal"
+            f"eigenvector centrality did not converge on {len(members)} vertices (relative residual {residual:.1e},"
+            f" wanted {RESIDUAL:.0e}): the graph's two largest eigenvalues are nearly equal"
         )
     values = np.zeros(graph.n_vertices)
     values[members] = vector

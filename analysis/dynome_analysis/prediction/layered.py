@@ -1,16 +1,17 @@
 """Weights on the rolled graph: dense blocks between vertex groups, and the adjacency matrix as an operator.
 
-The matrix of n vertices is never built: it is zero but for one block per connection and the block's transpose. An unrolled
-graph (one vertex per pixel) has far more edges than weights; it will be another class with the same five members that
-`centrality.WeightedGraph` asks for.
+The matrix of n vertices is never built: it is zero but for one block per connection and the block's transpose. An
+unrolled graph (one vertex per pixel) has far more edges than weights; it will be another class with the same five
+members that `centrality.WeightedGraph` asks for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class LayeredGraph:
         return self.structure.n_edges
 
     def degree(self) -> NDArray[np.float64]:
-        """Return the weighted degree, the sum of the weights of a vertex's edges; float64, shape (vertex,). O(edges)."""
+        """Return the weighted degree, the sum of a vertex's edge weights; float64, shape (vertex,). O(edges)."""
         degree = np.zeros(self.n_vertices)
         for (source, target), block in self._placed():
             degree[target] += block.sum(axis=2).ravel()
@@ -71,7 +72,8 @@ class LayeredGraph:
     def components(self) -> NDArray[np.int32]:
         """Label the connected components, edges of weight zero being none; int32, shape (vertex,), numbered from 0.
 
-        O(vertices) and one look at every weight: a block without zeros connects all its vertices, so a star stands for it.
+        O(vertices) and one look at every weight: a block without zeros connects all its vertices, so a star stands for
+        it.
         """
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
@@ -101,7 +103,7 @@ class LayeredGraph:
         return list(zip(places, self.blocks, strict=True))
 
 
-def rolled_graph(structure: LayeredStructure, weights: Mapping[str, NDArray[np.floating]]) -> LayeredGraph:
+def rolled_graph(structure: LayeredStructure, weights: Mapping[str, NDArray[np.floating[Any]]]) -> LayeredGraph:
     """Put one snapshot's weights on the rolled graph.
 
     Parameters
@@ -114,8 +116,9 @@ def rolled_graph(structure: LayeredStructure, weights: Mapping[str, NDArray[np.f
     Returns
     -------
     LayeredGraph
-        Edge of a convolution: Frobenius norm of the kernel slice ``W[i, j]``. Fully connected: ``|W[i, j]|``; after a flatten of
-        c channels with s pixels each, the norm of ``W[i, j*s:(j+1)*s]``. Float64, whatever the recorded dtype.
+        Edge of a convolution: Frobenius norm of the kernel slice ``W[i, j]``. Fully connected: ``|W[i, j]|``; after a
+        flatten of c channels with s pixels each, the norm of ``W[i, j*s:(j+1)*s]``. Float64, whatever the recorded
+        dtype.
 
     Raises
     ------
@@ -126,15 +129,13 @@ def rolled_graph(structure: LayeredStructure, weights: Mapping[str, NDArray[np.f
     -----
     Vahedian et al., arXiv 2111.05410, rolled graph [P; authors' code]. O(weights) time; 8 bytes per edge.
     """
-    blocks = [
-        np.full(link.shape, link.identity_weight) if link.parameter is None else _block(link, weights)
-        for link in structure.connections
-    ]
-    return LayeredGraph(structure, tuple(blocks))
+    return LayeredGraph(structure, tuple(_block(link, weights) for link in structure.connections))
 
 
-def _block(link: Connection, weights: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
+def _block(link: Connection, weights: Mapping[str, NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     """Return the edges of one layer: the norm over all weights that one edge stands for."""
+    if link.parameter is None:
+        return np.full(link.shape, link.identity_weight)
     if link.parameter not in weights:
         raise InvalidDataError(
             f"weight {link.parameter!r} of layer {link.layer!r} was not recorded; record with weights=every(epochs=1)"
@@ -144,14 +145,17 @@ def _block(link: Connection, weights: Mapping[str, NDArray[np.floating]]) -> NDA
     rows = weight.reshape(len(weight), -1) if weight.ndim else weight.reshape(0, 0)
     if rows.shape[0] != partitions * targets or rows.shape[1] % (sources * link.pixels):
         raise InvalidDataError(
-            f"weight {link.parameter!r} of layer {link.layer!r} has shape {weight.shape}, which its layer graph does not allow"
+            f"weight {link.parameter!r} of layer {link.layer!r} has shape {weight.shape}, which its layer"
+            " graph does not allow"
         )
     if link.channel_axis == "first":
         slices = rows.reshape(partitions, targets, sources, -1)
     else:
         slices = rows.reshape(partitions, targets, -1, sources).swapaxes(2, 3)
     # |w| where an edge is one weight: the square of a tiny float64 would underflow to no edge.
-    block = np.abs(slices[..., 0]) if slices.shape[3] == 1 else np.sqrt(np.einsum("ptsk,ptsk->pts", slices, slices))
+    block: NDArray[np.float64] = (
+        np.abs(slices[..., 0]) if slices.shape[3] == 1 else np.sqrt(np.einsum("ptsk,ptsk->pts", slices, slices))
+    )
     if not np.isfinite(block).all():
         raise InvalidDataError(
             f"weight {link.parameter!r} of layer {link.layer!r} holds NaN or infinity: the training has diverged"

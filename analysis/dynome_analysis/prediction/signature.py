@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     from dynome_analysis.prediction.centrality import WeightedGraph
     from dynome_analysis.prediction.layered import LayeredGraph
+    from dynome_analysis.prediction.structure import LayeredStructure
 
-__all__ = ["STATISTICS", "distribution", "graph_signature", "layer_signature"]
+__all__ = ["STATISTICS", "distribution", "feature_names", "graph_signature", "layer_signature"]
 
+MEASURES = ("degree", "centrality")
 STATISTICS = ("median", "mean", "std", "skewness", "kurtosis")
 
 
-def distribution(values: NDArray[np.floating]) -> dict[str, float]:
+def distribution(values: NDArray[np.floating[Any]]) -> dict[str, float]:
     """Return median, mean, standard deviation, skewness and kurtosis.
 
     Parameters
@@ -30,13 +32,13 @@ def distribution(values: NDArray[np.floating]) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        Keys `STATISTICS`. With central moments ``m_k`` over n (not n - 1): std ``sqrt(m2)``, skewness ``m3 / m2^1.5``, kurtosis
-        ``m4 / m2^2 - 3`` (0 for a normal distribution). Skewness and kurtosis of constant values are 0 [O]: they are not
-        defined, and a network whose units are all alike must not become a missing feature.
+        Keys `STATISTICS`. With central moments ``m_k`` over n (not n - 1): std ``sqrt(m2)``, skewness ``m3 / m2^1.5``,
+        kurtosis ``m4 / m2^2 - 3`` (0 for a normal distribution). Skewness and kurtosis of constant values are 0 [O]:
+        they are not defined, and a network whose units are all alike must not become a missing feature.
 
     Notes
-    -----
-    The five aggregators of NetSimile (Berlingerio, Koutra, Eliassi-Rad, Faloutsos, 2012) [O: a co-author's]. O(n log n).
+    ----- The five aggregators of NetSimile (Berlingerio, Koutra, Eliassi-Rad, Faloutsos, 2012) [O: a co-author's]. O(n
+    log n).
     """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
@@ -66,9 +68,9 @@ def graph_signature(graph: WeightedGraph) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        ``degree_median`` ... ``degree_kurtosis``, ``centrality_median`` ... ``centrality_kurtosis``. Centrality is multiplied by
-        ``sqrt(n_vertices)``, so that networks of different width compare [O]. Vertices outside the largest component count with
-        centrality 0.
+        ``degree_median`` ... ``degree_kurtosis``, ``centrality_median`` ... ``centrality_kurtosis``. Centrality is
+        multiplied by ``sqrt(n_vertices)``, so that networks of different width compare [O]. Vertices outside the
+        largest component count with centrality 0.
 
     Raises
     ------
@@ -95,9 +97,15 @@ def layer_signature(graph: LayeredGraph) -> dict[str, float]:
     return features
 
 
+def feature_names(structure: LayeredStructure, *, per_layer: bool = False) -> list[str]:
+    """Return the keys of `graph_signature`, or of `layer_signature`, in their order."""
+    plain = [f"{measure}_{statistic}" for measure in MEASURES for statistic in STATISTICS]
+    return [f"{name}[{group.name}]" for group in structure.groups for name in plain] if per_layer else plain
+
+
 def _vertex_values(graph: WeightedGraph) -> dict[str, NDArray[np.float64]]:
     centrality = eigenvector_centrality(graph).values * np.sqrt(graph.n_vertices)
-    return {"degree": graph.degree(), "centrality": centrality}
+    return dict(zip(MEASURES, (graph.degree(), centrality), strict=True))
 
 
 def _named(values: dict[str, NDArray[np.float64]], vertices: slice) -> dict[str, float]:

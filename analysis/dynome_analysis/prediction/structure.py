@@ -1,9 +1,9 @@
 """The rolled graph of a model, before any weight: which vertices there are, and which layer connects which.
 
-Read from the layer graph that the recorder wrote (``run.json``, ``model``), so no model code is needed. Vertices: the input's
-channels, the output channels of each convolution, the neurons of each fully connected layer. Everything else (activation,
-pooling, normalisation, dropout, flatten) only passes vertices on. The rule to keep: what cannot be followed is an error that
-names the layer, never a graph that is silently wrong.
+Read from the layer graph that the recorder wrote (``run.json``, ``model``), so no model code is needed. Vertices: the
+input's channels, the output channels of each convolution, the neurons of each fully connected layer. Everything else
+(activation, pooling, normalisation, dropout, flatten) only passes vertices on. The rule to keep: what cannot be
+followed is an error that names the layer, never a graph that is silently wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CONVOLUTIONS = frozenset({"Conv1d", "Conv2d", "Conv3d"})
 LINEAR = frozenset({"Linear", "NonDynamicallyQuantizableLinear"})
 # Their parameters scale and shift single channels, so they are no edges; the paper leaves batch norm out.
 NORMALISATIONS = frozenset(
-    "BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LayerNorm GroupNorm RMSNorm"
-    " InstanceNorm1d InstanceNorm2d InstanceNorm3d PReLU".split()
+    {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"}
+    | {"InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "PReLU"}
 )
 
 Axis = Literal["first", "last"]
@@ -38,8 +38,8 @@ class VertexGroup:
     Attributes
     ----------
     name
-        ``"input"``, or the layer: module path, ``@call`` behind it from the second call on. Layers whose outputs are added share
-        their vertices and are joined by ``+``.
+        ``"input"``, or the layer: module path, ``@call`` behind it from the second call on. Layers whose outputs are
+        added share their vertices and are joined by ``+``.
     start, size
         First vertex, number of vertices.
     """
@@ -130,20 +130,21 @@ def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None 
     Raises
     ------
     InvalidDataError
-        The recording holds no layer graph; a layer or a parameter with weights is of a kind that has no rule; channels cannot be
-        followed through a layer. The text names the layer.
+        The recording holds no layer graph; a layer or a parameter with weights is of a kind that has no rule; channels
+        cannot be followed through a layer. The text names the layer.
 
     Notes
-    -----
-    Vahedian et al., arXiv 2111.05410: rolled graph [P]; projection shortcuts connect a block's input vertices with its output
-    vertices [P]; identity shortcuts make no edges [P], or edges of a given weight [O]. Ours [O]: a module that is called twice has
-    vertices for each call; an input that only fully connected layers read has one vertex per feature, not per channel (one vertex
-    for a whole grey image would leave nothing of the first layer). Cost: O(layers^2), no weights read.
+    ----- Vahedian et al., arXiv 2111.05410: rolled graph [P]; projection shortcuts connect a block's input vertices
+    with its output vertices [P]; identity shortcuts make no edges [P], or edges of a given weight [O]. Ours [O]: a
+    module that is called twice has vertices for each call; an input that only fully connected layers read has one
+    vertex per feature, not per channel (one vertex for a whole grey image would leave nothing of the first layer).
+    Cost: O(layers^2), no weights read.
     """
     layers: list[dict[str, Any]] = list(model.get("layers") or ())
     if not layers:
         raise InvalidDataError(
-            "model: the recording holds no layer graph, so there is no weight graph; record with Recorder, not with the bare writer"
+            "model: the recording holds no layer graph, so there is no weight graph; record with Recorder, not with the"
+            " bare writer"
         )
     return _Builder(layers, model.get("parameters") or (), identity_weight).build()
 
@@ -152,7 +153,8 @@ def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None 
 class _Signal:
     """What flows between layers: the vertices its channels are, and how the channels lie in the tensor.
 
-    ``pixels`` is the number of values per channel, None while unknown; ``joined`` tells that more than one group met here.
+    ``pixels`` is the number of values per channel, None while unknown; ``joined`` tells that more than one group met
+    here.
     """
 
     group: int
@@ -207,7 +209,7 @@ class _Builder:
         if layer["parameters"] and not self.is_weighted(layer) and layer["type"] not in NORMALISATIONS:
             raise InvalidDataError(
                 f"layer {_name(layer)!r} is a {layer['type']} with weights, which the rolled graph has no rule for;"
-                f" it knows {', '.join(sorted((CONVOLUTIONS | LINEAR) - {'NonDynamicallyQuantizableLinear'}))} and normalisations"
+                " it knows Linear, Conv1d, Conv2d, Conv3d and normalisations"
             )
 
     def check_every_matrix_has_a_layer(self) -> None:
@@ -215,8 +217,8 @@ class _Builder:
         for name, shape in self.shapes.items():
             if len(shape) >= 2 and self.first_name[name] not in used:
                 raise InvalidDataError(
-                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown; weights must be used"
-                    " through modules (nn.Linear, nn.Conv2d), not through functions"
+                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown; weights must"
+                    " be used through modules (nn.Linear, nn.Conv2d), not through functions"
                 )
 
     def weight_shape(self, layer: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -272,7 +274,7 @@ class _Builder:
         return found
 
     def incoming(self, layer: Mapping[str, Any]) -> _Signal:
-        """Join what reaches a layer. Sums of parallel branches share vertices; an addend from upstream is an identity shortcut."""
+        """Join what reaches a layer: parallel branches share vertices; an addend from upstream is a shortcut."""
         unknown = [source for source in layer["sources"] if source not in self.signals]
         if unknown or not layer["sources"]:
             raise InvalidDataError(f"layer {_name(layer)!r}: the recording does not say which layers' outputs reach it")
@@ -281,8 +283,8 @@ class _Builder:
         if len({self.sizes[group] for group in groups}) > 1:
             parts = ", ".join(f"{self.names[group]} ({self.sizes[group]})" for group in groups)
             raise InvalidDataError(
-                f"layer {_name(layer)!r} reads {parts} together: only sums of equal numbers of channels can be followed,"
-                " not concatenations"
+                f"layer {_name(layer)!r} reads {parts} together: only sums of equal numbers of channels can be"
+                " followed, not concatenations"
             )
         shortcuts = {group for other in groups for group in self.ancestors(other)}.intersection(groups)
         head = self.merge([group for group in groups if group not in shortcuts])
@@ -295,7 +297,7 @@ class _Builder:
         return self.follow(signal, layer["input_shape"], layer)
 
     def merge(self, groups: Sequence[int]) -> int:
-        """Let groups, none upstream of another, be one; the first number stays, so that groups keep their call order."""
+        """Let groups, none upstream of another, be one; the first number stays, so that call order is kept."""
         first, *others = groups
         for other in others:
             self.merged_into[other] = first
@@ -304,7 +306,7 @@ class _Builder:
         return first
 
     def bypass(self, group: int, head: int) -> None:
-        """Note an identity shortcut, unless a chain of shortcuts already leads there (functions in between are not seen)."""
+        """Note an identity shortcut, unless a chain of shortcuts leads there: functions in between are not seen."""
         reached, frontier = {head}, [head]
         while frontier:
             target = frontier.pop()
@@ -339,8 +341,8 @@ class _Builder:
             axis = signal.axis if ends[signal.axis] == channels else other
             return replace(signal, pixels=values // channels, axis=axis)
         raise InvalidDataError(
-            f"layer {_name(layer)!r}: the {channels} channels of {self.names[signal.group]} cannot be followed into a tensor of shape"
-            f" {tuple(shape)}; concatenations and reshapes that mix channels have no rule in the rolled graph"
+            f"layer {_name(layer)!r}: the {channels} channels of {self.names[signal.group]} cannot be followed into a"
+            f" tensor of shape {tuple(shape)}; concatenations and reshapes that mix channels have no rule"
         )
 
     # Edges

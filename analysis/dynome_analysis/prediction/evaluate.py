@@ -1,0 +1,350 @@
+"""How well the first epochs predict the final performance, beside the baselines that the claim needs.
+
+The rule to keep: every model and every baseline is judged on the same runs, split the same way, and a run that is left
+out is named with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynome_analysis.prediction.estimators import Estimator, check_estimator_name, grouped_folds, predict_unseen
+from dynome_analysis.prediction.features import EarlyRun, UnusableRunError, as_recordings, early_run, feature_table
+from dynome_analysis.prediction.hyperparameters import configuration_of, hyperparameter_table
+from dynome_recorder.errors import InvalidDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from os import PathLike
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from dynome_analysis.compute import Progress
+    from dynome_analysis.recording import Recording
+
+__all__ = ["Exclusion", "Prediction", "Score", "predict_performance"]
+
+MINIMUM_RUNS = 8
+OUTER_FOLDS = 5
+RESAMPLES = 1000
+BASELINES = ("mean", "hyperparameters", "accuracy_at_T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of out-of-fold predictions, pooled over folds; NaN where there was nothing to predict from.
+
+    Attributes
+    ----------
+    r2
+        ``1 - sum (true - predicted)^2 / sum (true - mean true)^2``: 1 is perfect, 0 is the mean of the very runs that
+        are judged, so that even the training mean is a little below it.
+    mae, median_absolute_error
+        Mean and median of ``|true - predicted|``, in units of the target.
+    r2_interval, mae_interval
+        95 % bootstrap percentiles over configurations, predictions held fixed.
+    """
+
+    r2: float
+    mae: float
+    median_absolute_error: float
+    r2_interval: tuple[float, float]
+    mae_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A run that took no part, and why."""
+
+    id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Out-of-fold predictions of final performance; made by `predict_performance`.
+
+    Attributes
+    ----------
+    target
+        The epoch metric that is predicted.
+    epochs_used
+        The features are of epochs 1 to this one.
+    estimator, seed, per_layer
+        As called.
+    table
+        One row per recording id, in the order given: ``name`` (folder), ``true``, ``predicted``, ``final_epoch``,
+        ``fold``, ``configuration`` (number of the group that is never split), ``predicted_mean``,
+        ``predicted_hyperparameters``, ``predicted_accuracy_at_T``.
+    score
+        Of the weight-graph signature.
+    baselines
+        Scores of ``mean`` (of the training part), ``hyperparameters``, ``accuracy_at_T`` (the target itself at the
+        last feature epoch); the latter two choose between ridge, SVR and gradient boosting. NaN where no
+        hyper-parameter varies, or where a run lacks the target at that epoch.
+    excluded
+        Runs that took no part, each with its reason.
+    """
+
+    target: str
+    epochs_used: int
+    estimator: Estimator
+    seed: int
+    per_layer: bool
+    table: pd.DataFrame
+    score: Score
+    baselines: Mapping[str, Score]
+    excluded: tuple[Exclusion, ...]
+
+    @property
+    def n_runs(self) -> int:
+        """Number of runs that were predicted."""
+        return len(self.table)
+
+    @property
+    def r2(self) -> float:
+        """Coefficient of determination of the weight-graph signature."""
+        return self.score.r2
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error of the weight-graph signature, in units of the target."""
+        return self.score.mae
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values; null where undefined."""
+        return {
+            "target": self.target,
+            "n_runs": self.n_runs,
+            "epochs_used": self.epochs_used,
+            "estimator": self.estimator,
+            "per_layer": self.per_layer,
+            "seed": self.seed,
+            **_plain(self.score),
+            "baselines": {name: _plain(score) for name, score in self.baselines.items()},
+            # Folder names and no ids or paths: a sweep that is repeated elsewhere has the same summary.
+            "excluded": [{"run": Path(run.path).name, "reason": run.reason} for run in self.excluded],
+        }
+
+
+def predict_performance(
+    recordings: Iterable[Recording | str | PathLike[str]],
+    *,
+    epochs: int = 5,
+    target: str = "test_accuracy",
+    estimator: Estimator = "ridge",
+    per_layer: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Prediction:
+    """Predict each run's final performance from its first epochs by models that have not seen the run.
+
+    Parameters
+    ----------
+    recordings : iterable of Recording or path
+        At least 8 usable runs. Their order has no influence on any number.
+    epochs : int, default 5
+        Features are of epochs 1 to this one.
+    target : str, default "test_accuracy"
+        Epoch metric; its last value is predicted.
+    estimator : {"ridge", "svr", "random_forest", "hist_gradient_boosting", "strongest"}
+        Model on the signatures; "strongest" chooses by inner cross-validation between ridge, svr and
+        hist_gradient_boosting.
+    per_layer : bool, default False
+        One set of statistics per layer; all runs need the same layers then.
+    seed : int, default 0
+        Of splits, models and bootstrap.
+    progress : callable, optional
+        Called as ``progress(description, done, total)``.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    InvalidDataError
+        Fewer than 8 usable runs (the text tells why the others are not), or the same target in every run.
+    InvalidArgumentError
+        A recording is given twice, an unknown estimator, bad ``epochs``.
+    CorruptRecordingError
+        A stored file is missing, truncated or changed.
+
+    Notes
+    ----- Runs that diverged within these epochs, lack weights at one of them, lack the target, or end within them are
+    excluded and listed. Nested 5-fold cross-validation; runs whose hyper-parameters differ in the seed alone stay in
+    one fold, unless all do [O]. Features: Vahedian et al., arXiv 2111.05410 [P]; statistics, models' grids and
+    protocol [O]. Cost: reading ``epochs`` snapshots of the weights per run, then about two seconds of fitting for some
+    dozens of runs.
+    """
+    from threadpoolctl import threadpool_limits
+
+    check_estimator_name(estimator)
+    opened = as_recordings(recordings)
+    # Small matrices: with more threads than one, starting them takes longer than the work.
+    with threadpool_limits(limits=1):
+        runs, excluded = _usable(opened, epochs=epochs, target=target, per_layer=per_layer, progress=progress)
+        _check(runs, excluded, target=target)
+        return _evaluate(
+            runs, excluded, epochs=epochs, target=target, estimator=estimator, per_layer=per_layer, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _usable(
+    recordings: Sequence[Recording], *, epochs: int, target: str, per_layer: bool, progress: Progress | None
+) -> tuple[list[EarlyRun], list[Exclusion]]:
+    runs, excluded = [], []
+    for done, recording in enumerate(recordings, start=1):
+        try:
+            run = early_run(recording, epochs=epochs, target=target, per_layer=per_layer)
+        except UnusableRunError as error:
+            excluded.append(Exclusion(recording.id, str(recording.path), error.reason))
+        else:
+            if run.diverged_at is None:
+                runs.append(run)
+            else:
+                excluded.append(Exclusion(run.id, run.path, run.divergence))
+        if progress is not None:
+            progress("weight graphs", done, len(recordings))
+    return runs, excluded
+
+
+def _check(runs: Sequence[EarlyRun], excluded: Sequence[Exclusion], *, target: str) -> None:
+    if len(runs) < MINIMUM_RUNS:
+        why = f"; {len(excluded)} excluded, {excluded[0].path} first: {excluded[0].reason}" if excluded else ""
+        raise InvalidDataError(f"prediction needs at least {MINIMUM_RUNS} usable runs, got {len(runs)}{why}")
+    finals = [run.final for run in runs]
+    if max(finals) == min(finals):
+        raise InvalidDataError(f"every run ends with the same {target}, {finals[0]:g}: there is nothing to predict")
+
+
+def _evaluate(
+    runs: Sequence[EarlyRun],
+    excluded: Sequence[Exclusion],
+    *,
+    epochs: int,
+    target: str,
+    estimator: Estimator,
+    per_layer: bool,
+    seed: int,
+    progress: Progress | None,
+) -> Prediction:
+    import pandas as pd
+
+    order = _canonical_order(runs)
+    ordered = [runs[position] for position in order]
+    true = np.array([run.final for run in ordered])
+    groups = _groups(ordered)
+    folds = grouped_folds(groups, folds=OUTER_FOLDS, seed=seed)
+    at_last = np.array([[run.at_last_feature_epoch] for run in ordered])
+    hyperparameters = hyperparameter_table([run.hyperparameters for run in ordered]).to_numpy()
+    questions: list[tuple[str, NDArray[np.float64], Estimator]] = [
+        ("signature", feature_table(ordered).to_numpy(), estimator),
+        ("mean", np.empty((len(true), 0)), estimator),
+        ("hyperparameters", hyperparameters, "strongest"),
+        ("accuracy_at_T", at_last, "strongest"),
+    ]
+    predicted = {}
+    for done, (name, features, model) in enumerate(questions, start=1):
+        if (name == "hyperparameters" and features.shape[1] == 0) or not np.isfinite(features).all():
+            predicted[name] = np.full(len(true), np.nan)
+        else:
+            predicted[name] = predict_unseen(features, true, groups=groups, folds=folds, estimator=model, seed=seed)
+        if progress is not None:
+            progress("cross-validation", done, len(questions))
+    numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+    table = pd.DataFrame(
+        {
+            "name": [Path(run.path).name for run in ordered],
+            "true": true,
+            "predicted": predicted["signature"],
+            "final_epoch": [run.final_epoch for run in ordered],
+            "fold": folds,
+            "configuration": [numbers[group] for group in groups],
+            **{f"predicted_{name}": predicted[name] for name in BASELINES},
+        },
+        index=pd.Index([run.id for run in ordered], name="recording"),
+    ).loc[[run.id for run in runs]]
+    scores = {name: score(true, values, groups=groups, seed=seed) for name, values in predicted.items()}
+    return Prediction(
+        target=target,
+        epochs_used=epochs,
+        estimator=estimator,
+        seed=seed,
+        per_layer=per_layer,
+        table=table,
+        score=scores["signature"],
+        baselines={name: scores[name] for name in BASELINES},
+        excluded=tuple(excluded),
+    )
+
+
+def score(true: NDArray[np.float64], predicted: NDArray[np.float64], *, groups: Sequence[str], seed: int) -> Score:
+    """Judge predictions; the bootstrap draws whole configurations, since seeds of one are not independent."""
+    nothing = (float("nan"), float("nan"))
+    if not np.isfinite(predicted).all():
+        return Score(float("nan"), float("nan"), float("nan"), nothing, nothing)
+    error = np.abs(true - predicted)
+    members = [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
+    generator = np.random.default_rng(seed)
+    r2s, maes = [], []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
+        r2s.append(_r2(true[drawn], predicted[drawn]))
+        maes.append(error[drawn].mean())
+    return Score(
+        r2=_r2(true, predicted),
+        mae=float(error.mean()),
+        median_absolute_error=float(np.median(error)),
+        r2_interval=_interval(r2s),
+        mae_interval=_interval(maes),
+    )
+
+
+def _r2(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+    """Return 1 - residual / total; NaN where the drawn runs all have one value."""
+    total = float(((true - true.mean()) ** 2).sum())
+    return 1.0 - float(((true - predicted) ** 2).sum()) / total if total > 0 else float("nan")
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    finite = np.array(values)[np.isfinite(values)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _canonical_order(runs: Sequence[EarlyRun]) -> list[int]:
+    """Order runs by what they hold: ids are random, so a repeated sweep would be split in another way."""
+    keys = [(configuration_of(run.hyperparameters), tuple(run.features.values()), run.final) for run in runs]
+    return sorted(range(len(runs)), key=keys.__getitem__)
+
+
+def _groups(runs: Sequence[EarlyRun]) -> list[str]:
+    """Return each run's configuration; where there is but one, or none was given, each run stands for itself."""
+    configurations = [configuration_of(run.hyperparameters) for run in runs]
+    if len(set(configurations)) > 1:
+        return configurations
+    return [f"run {position:06d}" for position in range(len(runs))]
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    """Return a score as JSON values."""
+    return {
+        "r2": _finite(score.r2),
+        "mae": _finite(score.mae),
+        "median_absolute_error": _finite(score.median_absolute_error),
+        "r2_interval": [_finite(bound) for bound in score.r2_interval],
+        "mae_interval": [_finite(bound) for bound in score.mae_interval],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
