@@ -1,7 +1,7 @@
 """Keep results beside the recording, in ``analysis.zarr``, whole or not at all.
 
 A result is a Zarr group of its own, named by what it depends on. It is written under a temporary name, sealed (the group's attributes list
-every file with size and crc32c, and carry a checksum of their own), then renamed. A reader checks everything before it believes anything, so
+every file with size and crc32, and carry a checksum of their own), then renamed. A reader checks everything before it believes anything, so
 a damaged result is computed anew. Deleting ``analysis.zarr`` loses nothing.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import xarray as xr
 import zarr
 
-from dynome_recorder.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX, crc32c
+from dynome_recorder.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX
 
 __all__ = ["CacheWarning", "ResultKey", "load_result", "store_result"]
 
@@ -137,12 +138,12 @@ def _files(path: Path) -> list[str]:
 
 def _entry(path: Path) -> list[Any]:
     data = path.read_bytes()
-    return [len(data), crc32c(data)]
+    return [len(data), f"{zlib.crc32(data):08x}"]
 
 
 def _checksum(document: dict[str, Any]) -> str:
     """Return the checksum of the document without its seal, independent of how it is laid out."""
-    return crc32c(json.dumps(document, sort_keys=True).encode())
+    return f"{zlib.crc32(json.dumps(document, sort_keys=True).encode()):08x}"
 
 
 def _prune(root: Path, key: ResultKey) -> None:

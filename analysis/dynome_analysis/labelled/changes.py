@@ -270,5 +270,5 @@ def _diagram(
     return np.column_stack([birth[kept], death[kept]])
 
 
-def _moments(signature: Signature) -> dict[str, xr.DataArray]:
-    return {name: signature.coords[name] for name in ("epoch", "step") if name in signature.coords}
+def _moments(signature: Signature) -> dict[str, xr.Variable]:
+    return {name: signature.coords[name].variable for name in ("epoch", "step") if name in signature.coords}

@@ -164,4 +164,4 @@ def _check_connectomes(connectomes: xr.DataArray) -> int:
 
 def _moments(labelled: xr.DataArray | xr.Dataset) -> dict[str, Any]:
     """Return the coordinates that say when a snapshot was taken."""
-    return {name: labelled.coords[name] for name in ("epoch", "step") if name in labelled.coords}
+    return {name: labelled.coords[name].variable for name in ("epoch", "step") if name in labelled.coords}
