@@ -66,7 +66,7 @@ format: .venv/.development  ## Let ruff put the code in order.
 	.venv/bin/ruff format
 
 benchmark: .venv/.development  ## Time the hot paths against named peers; writes tests/benchmarks/RESULTS.md.
-	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests .venv/bin/python -m benchmarks $(ARGS)
 
 # The header of each file stays; a local version such as +cpu names one machine's build and goes.
 define resolve
