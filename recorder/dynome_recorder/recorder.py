@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from .commits import CommitRecord
+    from .layout import ArraySpec
+    from .run import RunDescription
     from .trace import Trace
-    from .writer import ArraySpec, RecordingWriter, RunDescription
+    from .writer import RecordingWriter
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +138,7 @@ class Recorder:
         self._reduction = reduction
         self._dtype = dtype
         self._optimizer = optimizer
-        self._hyperparameters = dict(hyperparameters or {})
+        self._hyperparameters = {name: _check_plain(name, value) for name, value in (hyperparameters or {}).items()}
         self._forward = forward if forward is not None else call_model
         self._strict = strict
         self._on_existing = on_existing
@@ -180,19 +183,13 @@ class Recorder:
         DynomeError
             Whatever would stop the recording, before training has begun.
         """
-        from .format import RUN_FILE
         from .writer import RecordingWriter
 
         if self._writer is not None:
             raise InvalidArgumentError(f"{self.path}: this recorder is open already.")
-        if self._on_existing == "error" and (self.path / RUN_FILE).exists():
-            raise InvalidArgumentError(
-                f"{self.path}: holds a recording already; choose another folder,"
-                " or on_existing='resume' to continue it."
-            )
         plan, trace = self._prepare()
         self._plan = plan
-        self._writer = RecordingWriter.open(self.path, self._describe(plan, trace))
+        self._writer = RecordingWriter.open(self.path, self._describe(plan, trace), on_existing=self._on_existing)
         self._training, self.degraded, self._epoch = False, None, None
         self._metrics, self._told = StepMetrics(), set()
         return self
@@ -219,12 +216,7 @@ class Recorder:
         none."""
         if self._writer is not None:
             return self._writer.last_complete_epoch
-        from .format import RUN_FILE
-        from .manifest import read_manifest
-
-        if not (self.path / RUN_FILE).exists():
-            return None
-        complete = [record.epoch for record in read_manifest(self.path).live if record.epoch_complete]
+        complete = [record.epoch for record in self._live_records() if record.epoch_complete]
         return complete[-1] if complete else None
 
     def resume_from(self, epoch: int) -> None:
@@ -371,7 +363,7 @@ class Recorder:
 
     def _describe(self, plan: Plan, trace: Trace) -> RunDescription:
         from .layers import describe_model
-        from .writer import RunDescription
+        from .run import RunDescription
 
         return RunDescription(
             sites={layout.site.name: _site_spec(layout, plan.samples) for layout in plan.sites},
@@ -387,15 +379,16 @@ class Recorder:
     def _continue_after(self, committed: int) -> None:
         """Check that the model is where the recording ended, and take up its counters."""
         writer = self._opened("epochs")
-        record = next(one for one in reversed(writer.live) if one.epoch_complete)
+        record = writer.last
+        if record is None or not record.epoch_complete:  # it was killed between step snapshots, after that epoch
+            record = [one for one in self._live_records() if one.epoch_complete][-1]
         if record.parameters != hash_parameters(self._model):
             raise FingerprintError(
                 f"{self.path}: the model's parameters are not those recorded after epoch {committed};"
                 f" restore the checkpoint of epoch {committed} (recorder.committed_epoch) before epochs(), or go back"
                 " with recorder.resume_from(epoch) to an epoch whose checkpoint you have."
             )
-        if writer.last is not None and not writer.last.epoch_complete:
-            writer.rewind(committed)  # snapshots of an epoch that did not end: its steps are trained again
+        writer.rewind(committed)  # supersedes step snapshots of an epoch that did not end: it is trained again
         self._completed, self._step = committed, record.step
         logger.info("%s: continues after epoch %d", self.path, committed)
 
@@ -423,6 +416,12 @@ class Recorder:
                 health=captured.health if captured is not None else {},
             )
         )
+
+    def _live_records(self) -> Sequence[CommitRecord]:
+        from .format import RUN_FILE
+        from .manifest import read_manifest
+
+        return read_manifest(self.path).live if (self.path / RUN_FILE).exists() else ()
 
     def _opened(self, method: str) -> RecordingWriter:
         if self._writer is None:
@@ -503,6 +502,21 @@ def _to_plain(value: Any) -> Any:
     return None
 
 
+def _check_plain(name: str, value: Any) -> Any:
+    """Return a hyper-parameter as JSON can hold it; numpy's and torch's scalars become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _check_plain(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_check_plain(name, item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InvalidArgumentError(
+        f"hyperparameters: {name!r} must be a number, a text, or a list or mapping of them; got {type(value).__name__}."
+    )
+
+
 def _check_model(model: Any) -> None:
     try:
         from torch import nn
@@ -513,7 +527,7 @@ def _check_model(model: Any) -> None:
 
 
 def _site_spec(layout: Any, samples: int) -> ArraySpec:
-    from .writer import ArraySpec
+    from .layout import ArraySpec
 
     site = layout.site
     return ArraySpec(
@@ -533,7 +547,7 @@ def _site_spec(layout: Any, samples: int) -> ArraySpec:
 
 
 def _weight_spec(weight: Any) -> ArraySpec:
-    from .writer import ArraySpec
+    from .layout import ArraySpec
 
     return ArraySpec(
         shape=weight.shape,

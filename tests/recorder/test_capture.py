@@ -1,0 +1,307 @@
+"""One run of the probe: right values, an untouched model, no hook left, honest health counts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import google_crc32c
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorder_training import Convolution, Counting, Dropout, Shared, dataset
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
+from dynome_recorder.capture import (
+    Captured,
+    capture,
+    copy_weights,
+    hash_parameters,
+    layout_site,
+    reduce_output,
+)
+from dynome_recorder.isolation import preserved_random_state
+from dynome_recorder.probe import call_model
+from dynome_recorder.sites import Site, select_sites
+from dynome_recorder.trace import trace_model
+
+PROBE = Probe(dataset(), size=24, seed=3, batch_size=10)
+
+
+def take(
+    model: nn.Module, patterns=None, *, probe: Probe = PROBE, forward=call_model, reduction=None, dtype="native"
+) -> Captured:
+    return capture(model, layouts(model, patterns, probe, forward, reduction, dtype), probe=probe, forward=forward)
+
+
+def layouts(model: nn.Module, patterns, probe: Probe = PROBE, forward=call_model, reduction=None, dtype="native"):
+    trace = trace_model(model, probe.batches()[0], forward=forward, samples=probe.rows_per_batch()[0])
+    calls = {(call.module, call.call): call for call in trace.calls}
+    return [
+        layout_site(
+            site,
+            output_shape=calls[site.module, site.call].output_shape[1:],
+            native_dtype=calls[site.module, site.call].output_dtype,
+            reduction=reduction,
+            dtype=dtype,
+        )
+        for site in select_sites(model, patterns, trace=trace)
+    ]
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_values_equal_a_plain_forward_pass_despite_inplace_modules() -> None:
+    model = Dropout().train()
+    with torch.no_grad():
+        reference = copy.deepcopy(model).eval()
+        x = dataset().tensors[0][torch.from_numpy(PROBE.indices)]
+        linear = reference[1](reference[0](x))
+        first = torch.relu(linear)
+        second = torch.tanh(reference[4](first))
+    found = take(model, ["1", "2", "5"]).activations
+    # The linear layer's output is overwritten by the in-place ReLU after it: the copy must be older.
+    np.testing.assert_allclose(found["1"], linear.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["2"], first.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["5"], second.numpy(), rtol=1e-5, atol=1e-6)
+    assert found["1"].min() < 0
+
+
+def test_reused_modules_give_each_call_its_own_rows() -> None:
+    model = Shared()
+    with torch.no_grad():
+        x = dataset().tensors[0][torch.from_numpy(PROBE.indices)].flatten(1)
+        first = torch.relu(model.first(x))
+        second = torch.relu(model.shared(first))
+        third = torch.relu(model.shared(second))
+    found = take(model).activations
+    for name, expected in (("act", first), ("act@1", second), ("act@2", third)):
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Dropout, Convolution, Shared, Counting])
+def test_nothing_about_the_model_changes(kind: type[nn.Module]) -> None:
+    model = kind().train()
+    next(model.children()).eval()  # a mixed mode must come back mixed
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    objects = {name: id(buffer) for name, buffer in model.named_buffers()}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    take(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert {name: id(buffer) for name, buffer in model.named_buffers()} == objects
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+    assert hooks_of(model) == 0
+
+
+def test_hooks_exist_only_during_the_probe_and_only_on_its_sites() -> None:
+    model = Dropout()
+    seen: list[tuple[int, bool, bool]] = []
+
+    def forward(model: nn.Module, batch) -> torch.Tensor:
+        seen.append((hooks_of(model), any(module.training for module in model.modules()), torch.is_grad_enabled()))
+        return model(batch[0])
+
+    plan = layouts(model, ["2", "5"])
+    capture(model, plan, probe=PROBE, forward=forward)
+    assert seen == [(2, False, False)] * 3
+    assert hooks_of(model) == 0
+
+
+def test_a_failing_pass_leaves_no_hook_and_restores_the_model() -> None:
+    model = Dropout().train()
+    plan = layouts(model, None)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+
+    def forward(model: nn.Module, batch) -> torch.Tensor:
+        model(batch[0])
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        capture(model, plan, probe=PROBE, forward=forward)
+    assert hooks_of(model) == 0
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_layers_repeat_themselves() -> None:
+    model = Counting()
+    first = take(model, ["last"]).activations["last"]
+    torch.rand(5)
+    np.testing.assert_array_equal(take(model, ["last"]).activations["last"], first)
+
+
+def test_reductions_against_their_definitions() -> None:
+    x = torch.randn(4, 3, 5, 6)
+    torch.testing.assert_close(reduce_output(x, "spatial_mean"), x.mean((2, 3)))
+    torch.testing.assert_close(reduce_output(x, "max"), x.amax((2, 3)))
+    torch.testing.assert_close(reduce_output(x, "flatten"), x.reshape(4, -1))
+    assert reduce_output(torch.randn(4), None).shape == (4, 1)
+
+
+def test_convolutions_are_averaged_unless_told_otherwise() -> None:
+    model = Convolution()
+    assert take(model, ["conv1"]).activations["conv1"].shape == (24, 4)
+    assert take(model, ["conv1"], reduction="flatten").activations["conv1"].shape == (24, 36)
+    assert np.all(
+        take(model, ["conv1"], reduction="max").activations["conv1"] >= take(model, ["conv1"]).activations["conv1"]
+    )
+
+
+def test_three_axes_demand_a_choice() -> None:
+    site = Site("conv", "conv", 0, "Conv1d")
+    text = r"'conv' returns three axes, \(sample, 4, 7\).*'spatial_mean' or 'max' over the last axis \(4 units\), or 'flatten' \(28"
+    with pytest.raises(InvalidArgumentError, match=text):
+        layout_site(site, output_shape=(4, 7), native_dtype="float32", reduction=None, dtype="native")
+    chosen = layout_site(site, output_shape=(4, 7), native_dtype="float32", reduction="flatten", dtype="native")
+    assert chosen.units == 28
+    with pytest.raises(
+        InvalidArgumentError, match="float8_e4m3fn, which a recording cannot hold; pass dtype='float32'"
+    ):
+        layout_site(site, output_shape=(4,), native_dtype="float8_e4m3fn", reduction=None, dtype="native")
+    with pytest.raises(InvalidArgumentError, match="returns no units"):
+        layout_site(site, output_shape=(0,), native_dtype="float32", reduction=None, dtype="native")
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", "float16"), ("float32", "float32"), ("bfloat16", "uint16")])
+def test_dtypes_are_a_cast_of_the_native_values(dtype: str, bits: str) -> None:
+    model = Dropout()
+    native = torch.from_numpy(take(model, ["5"]).activations["5"])
+    found = take(model, ["5"], dtype=dtype).activations["5"]
+    assert found.dtype.name == bits
+    expected = native.to(getattr(torch, dtype))
+    assert np.array_equal(found.view(np.uint8), expected.contiguous().view(torch.uint8).numpy())
+
+
+def test_bfloat16_models_are_recorded_as_their_bit_pattern() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).to(torch.bfloat16)
+    x = torch.randn(8, 4).to(torch.bfloat16)
+    probe = Probe(x, size=8)
+    found = take(model, ["1"], probe=probe).activations["1"]
+    expected = torch.relu(model[0](x[torch.from_numpy(probe.indices)])).detach()
+    decoded = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16)
+    assert torch.equal(decoded, expected)
+    assert copy_weights(model)["0.weight"].dtype == np.uint16
+
+
+class Constant(nn.Module):
+    """Returns the given values, whatever comes in."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+        self.values = values
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.values[: len(x)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.sampled_from([0.0, -1.5, 6e4, 7e4, -1e30, 3e38, float("nan"), float("inf"), -float("inf")]),
+        min_size=4,
+        max_size=4,
+    ),
+    st.sampled_from(["native", "float16", "bfloat16"]),
+)
+def test_health_counts_what_went_wrong_and_where(values: list[float], dtype: str) -> None:
+    tensor = torch.tensor(values).reshape(4, 1)
+    health = take(Constant(tensor), ["inner"], probe=Probe(torch.zeros(4, 1)), dtype=dtype).health
+    expected = {
+        "nan": sum(np.isnan(values)),
+        "inf": sum(np.isinf(values)),
+        "overflow": sum(65504 < abs(v) < float("inf") for v in values) if dtype == "float16" else 0,
+    }
+    assert health.get("inner", {}) == {name: count for name, count in expected.items() if count}
+
+
+def test_a_site_that_stops_firing_or_changes_its_shape_is_an_error() -> None:
+    model = Shared()
+    plan = layouts(model, None)
+    with pytest.raises(InvalidDataError, match=r"act@1: the forward pass called it 1 times, planned were at least 2"):
+        capture(model, plan, probe=PROBE, forward=lambda model, batch: model.act(model.first(batch[0].flatten(1))))
+    with pytest.raises(InvalidDataError, match=r"act: returned float32 of shape \(5, 10\), planned.*\(10, 10\)"):
+        capture(model, plan, probe=PROBE, forward=lambda model, batch: model(batch[0][:5]))
+    with pytest.raises(InvalidDataError, match=r"act: returned float64 of shape \(10, 10\), planned was float32"):
+        capture(model.double(), plan, probe=PROBE, forward=lambda model, batch: model(batch[0].double()))
+    assert hooks_of(model) == 0
+
+
+def test_transductive_probe_keeps_the_rows_of_its_nodes() -> None:
+    features, adjacency = torch.randn(30, 5), (torch.rand(30, 30) > 0.8).float()
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    probe = Probe(features, size=6, seed=1, transductive=True)
+
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model(adjacency @ x)
+
+    found = take(model, probe=probe, forward=forward).activations["1"]
+    expected = torch.relu(model[0](adjacency @ features)).detach()[torch.from_numpy(probe.indices)]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_copies_and_tied_ones_appear_once() -> None:
+    model = Shared()
+    weights = copy_weights(model)
+    assert set(weights) == {"first.weight", "first.bias", "shared.weight", "shared.bias", "last.weight", "last.bias"}
+    before = weights["first.weight"].copy()
+    with torch.no_grad():
+        model.first.weight.zero_()
+    np.testing.assert_array_equal(weights["first.weight"], before)
+
+
+def test_hash_is_the_documented_digest_of_parameters_and_saved_buffers() -> None:
+    model = Convolution()
+    model.register_buffer("cache", torch.zeros(3), persistent=False)
+    lines = ""
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n != "cache")]
+    for name, value in named:
+        array = value.detach().numpy()
+        lines += f"{name} {array.dtype.name} {array.shape} {google_crc32c.value(array.tobytes()):08x}\n"
+    assert hash_parameters(model) == hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+
+
+def test_hash_changes_with_one_bit_of_any_parameter_or_buffer_and_not_with_the_cache() -> None:
+    model = Convolution()
+    model.register_buffer("cache", torch.zeros(3), persistent=False)
+    before = hash_parameters(model)
+    assert hash_parameters(copy.deepcopy(model)) == before
+    model.cache.add_(1)
+    assert hash_parameters(model) == before
+    for target in (model.head.weight, model.norm1.running_mean, model.norm1.num_batches_tracked):
+        changed = copy.deepcopy(model)
+        name = next(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t is target)
+        tensor = dict([*changed.named_parameters(), *changed.named_buffers()])[name]
+        with torch.no_grad():
+            flat = tensor.view(-1)
+            flat[0] = torch.nextafter(flat[0], torch.tensor(9.0)) if tensor.is_floating_point() else flat[0] + 1
+        assert hash_parameters(changed) != before
+
+
+def test_generators_come_back_after_an_error_too() -> None:
+    model = nn.Linear(2, 2)
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError), preserved_random_state(seed=0, model=model):
+        torch.rand(3)
+        raise RuntimeError
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_probe_takes_any_data_set_without_labels() -> None:
+    found = take(
+        nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)),
+        probe=Probe(TensorDataset(torch.randn(9, 2)), size=5),
+    )
+    assert found.activations["1"].shape == (5, 3)

@@ -1,0 +1,199 @@
+"""Resuming: a killed run ends as an uninterrupted one; wrong parameters are told what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recorder_training
+import torch
+from recorder_training import Dropout, make_recorder, train
+from torch import nn
+
+from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, every
+from dynome_recorder.manifest import read_manifest
+
+EPOCHS = 4
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    """Everything live in a recording but times: activations, weights, metrics, epochs, steps, hashes."""
+    manifest = read_manifest(path)
+    found: dict[str, np.ndarray] = {}
+    for stream, entries in (("probe", manifest.sites), ("weights", manifest.weights)):
+        snapshots = manifest.snapshots(stream)
+        found[f"{stream}/moments"] = np.array([(record.epoch, record.step) for record, _ in snapshots])
+        for name, entry in entries.items():
+            array = manifest.array(entry["path"])
+            found[f"{stream}/{name}"] = np.stack([np.asarray(array[index]) for _, index in snapshots])
+    for kind, metrics in (("epoch", manifest.epoch_metrics()), ("step", manifest.step_metrics())):
+        for name, (counter, values) in metrics.items():
+            found[f"metrics/{kind}/{name}"] = np.stack([np.asarray(counter, dtype=float), np.asarray(values)])
+    found["hashes"] = np.array([record.parameters for record in manifest.live])
+    return found
+
+
+def check_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert values.dtype == other[name].dtype, name
+        assert values.shape == other[name].shape, name
+        assert values.tobytes() == other[name].tobytes(), name
+
+
+def kill_in(folder: Path, name: str, epoch: int, step: int, counter: str) -> None:
+    """Train in another process until it kills itself in that epoch and step."""
+    script = recorder_training.__file__
+    command = [sys.executable, script, name, str(folder), str(EPOCHS), str(epoch), str(step), counter]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the child processes
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "counter", "deaths"), [("Dropout", "epochs", [(3, 5)]), ("Convolution", "steps", [(2, 5), (4, 0)])]
+)
+def test_a_killed_run_equals_one_that_was_not(
+    name: str, counter: str, deaths: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    schedule = every(epochs=1) | every(steps=4) if counter == "steps" else every(epochs=1)
+    _, reference = train(name, epochs=EPOCHS, path=tmp_path / "whole", schedule=schedule)
+    folder = tmp_path / "killed"
+    for epoch, step in deaths:
+        kill_in(folder, name, epoch, step, counter)
+        assert read_manifest(folder / "run").live[-1].epoch == epoch - 1
+    _, final = train(name, epochs=EPOCHS, path=folder / "run", checkpoints=folder / "checkpoints", schedule=schedule)
+    check_same(contents(folder / "run"), contents(tmp_path / "whole"))
+    assert all(torch.equal(final[key], value) for key, value in reference.items())
+
+
+def run_epochs(path: Path, model: nn.Module, count: int, *, limit: int | None = None, **options) -> list[int]:
+    """Run the loop with a stand-in for training; leave it in the middle of epoch ``limit``."""
+    done = []
+    with make_recorder(path, model, **options) as recorder:
+        for epoch in recorder.epochs(count):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.01 * epoch)
+            recorder.step(loss=1.0 / epoch)
+            if epoch == limit:
+                break
+            recorder.epoch(val_loss=float(epoch))
+            done.append(epoch)
+    return done
+
+
+def test_epochs_start_at_the_first_that_is_not_recorded(tmp_path: Path) -> None:
+    model = Dropout()
+    assert run_epochs(tmp_path / "run", model, 3) == [1, 2, 3]
+    assert run_epochs(tmp_path / "run", model, 5) == [4, 5]
+    assert [record.epoch for record in read_manifest(tmp_path / "run").live] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_yields_nothing_whatever_the_model_holds(tmp_path: Path) -> None:
+    run_epochs(tmp_path / "run", Dropout(), 2)
+    before = read_manifest(tmp_path / "run").digest
+    assert run_epochs(tmp_path / "run", Dropout(), 2) == []
+    assert read_manifest(tmp_path / "run").digest == before
+
+
+def test_leaving_the_loop_early_leaves_the_epoch_out(tmp_path: Path) -> None:
+    model = Dropout()
+    run_epochs(tmp_path / "run", model, 3, limit=2)
+    assert [record.epoch for record in read_manifest(tmp_path / "run").live] == [0, 1]
+
+
+def test_other_parameters_are_refused_naming_both_ways_out(tmp_path: Path) -> None:
+    run_epochs(tmp_path / "run", Dropout(), 2)
+    before = read_manifest(tmp_path / "run").digest
+    text = r"not those recorded after epoch 2; restore the checkpoint of epoch 2 \(recorder.committed_epoch\).*resume_from\(epoch\)"
+    with pytest.raises(FingerprintError, match=text) as error:
+        run_epochs(tmp_path / "run", Dropout(), 4)
+    assert "\n" not in str(error.value)
+    assert read_manifest(tmp_path / "run").digest == before
+
+
+def test_resume_from_supersedes_later_epochs_and_keeps_their_data(tmp_path: Path) -> None:
+    path, model = tmp_path / "run", Dropout()
+    states = []
+    with make_recorder(path, model) as recorder:
+        for epoch in recorder.epochs(3):
+            with torch.no_grad():
+                model[1].weight.add_(0.1)
+            recorder.epoch(value=epoch)
+            states.append({key: value.clone() for key, value in model.state_dict().items()})
+    model.load_state_dict(states[0])
+    with make_recorder(path, model) as recorder:
+        assert recorder.committed_epoch == 3
+        recorder.resume_from(1)
+        assert recorder.committed_epoch == 1
+        for epoch in recorder.epochs(2):
+            with torch.no_grad():
+                model[1].weight.sub_(0.1)
+            recorder.epoch(value=-epoch)
+    manifest = read_manifest(path)
+    assert [record.epoch for record in manifest.live] == [0, 1, 2]
+    assert len(manifest.records) == 6  # four moments, one rewind, one moment
+    np.testing.assert_array_equal(manifest.epoch_metrics()["value"][1], [1, -2])
+    with make_recorder(path, model) as recorder, pytest.raises(InvalidArgumentError, match="epoch 7 is not committed"):
+        recorder.resume_from(7)
+
+
+def test_step_snapshots_of_an_unfinished_epoch_are_superseded(tmp_path: Path) -> None:
+    path, model = tmp_path / "run", Dropout()
+    options = {"schedule": every(epochs=1) | every(steps=1)}
+    run_epochs(path, model, 3, limit=2, **options)
+    assert [(r.epoch, r.step, r.epoch_complete) for r in read_manifest(path).live][-1] == (1, 2, False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(0.02)
+    # Arithmetic undoes the step only nearly, so the exact state comes from the recording's own weights.
+    manifest = read_manifest(path)
+    index = [i for record, i in manifest.snapshots("weights") if record.epoch == 1][-1]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(np.asarray(manifest.array(manifest.weights[name]["path"])[index])))
+    assert make_recorder(path, model, **options).committed_epoch == 1
+    assert run_epochs(path, model, 2, **options) == [2]
+    assert [(r.epoch, r.step, r.epoch_complete) for r in read_manifest(path).live] == [
+        (0, 0, True), (0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sites": ["2"]},
+        {"dtype": "float16"},
+        {"probe": Probe(recorder_training.dataset(), size=20, seed=3, batch_size=10)},
+        {"probe": Probe(recorder_training.dataset(), size=24, seed=4, batch_size=10)},
+        {"weights": None},
+    ],
+)
+def test_another_recording_in_the_same_folder_is_refused(changed: dict, tmp_path: Path) -> None:
+    model = Dropout()
+    run_epochs(tmp_path / "run", model, 1)
+    with pytest.raises(FingerprintError):
+        run_epochs(tmp_path / "run", model, 2, **changed)
+
+
+def test_committed_epoch_before_and_without_opening(tmp_path: Path) -> None:
+    model = Dropout()
+    assert make_recorder(tmp_path / "run", model).committed_epoch is None
+    run_epochs(tmp_path / "run", model, 2)
+    assert make_recorder(tmp_path / "run", model).committed_epoch == 2
+    with make_recorder(tmp_path / "run", model) as recorder:
+        assert recorder.committed_epoch == 2
