@@ -1,0 +1,1 @@
+"""Plain functions from labelled data to a Bokeh figure, one module per question."""
