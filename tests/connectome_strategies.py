@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KINDS = ("random", "relu", "tied", "duplicated", "constant", "mirrored", "one sample")
 
@@ -34,7 +36,7 @@ def activations(draw: st.DrawFn, *, largest: int = 14) -> NDArray[np.float32]:
 
 @st.composite
 def weights(draw: st.DrawFn, *, largest: int = 14) -> NDArray[np.float32]:
-    """float32 (unit, unit), symmetric, in [0, 1], diagonal 0: distinct, few-valued, sparse, all zero, or of subnormal size."""
+    """float32 (unit, unit), symmetric, in [0, 1], diagonal 0: distinct, tied, sparse, all zero, or subnormal."""
     units = draw(st.integers(1, largest))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     matrix: NDArray[Any] = random.random((units, units))

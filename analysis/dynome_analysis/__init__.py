@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dynome_analysis.labelled.signatures import graph_homology, rips
     from dynome_analysis.pipeline import analyze
     from dynome_analysis.prediction.evaluate import Prediction, predict_performance
-    from dynome_analysis.prediction.features import early_features, weight_signature
+    from dynome_analysis.prediction.features import early_features
+    from dynome_analysis.prediction.recorded import weight_signature
     from dynome_analysis.recording import Recording, open_recording
     from dynome_analysis.replay.replay import replay_learning_rate, replay_stopping
 
@@ -36,7 +37,8 @@ __all__ = [
     "weight_signature",
 ]
 
-# Where each public name lives. No module may be called like a name below: importing it would put the module in the function's place.
+# Where each public name lives. No module may be called like a name below: importing it would put the module in the
+# function's place.
 _HOMES = {
     "Prediction": "prediction.evaluate",
     "Recording": "recording",
@@ -52,7 +54,7 @@ _HOMES = {
     "replay_learning_rate": "replay.replay",
     "replay_stopping": "replay.replay",
     "rips": "labelled.signatures",
-    "weight_signature": "prediction.features",
+    "weight_signature": "prediction.recorded",
 }
 
 

@@ -1,8 +1,9 @@
 """Keep results beside the recording, in ``analysis.zarr``, whole or not at all.
 
-A result is a Zarr group of its own, named by what it depends on. It is written under a temporary name, sealed (the group's attributes list
-every file with size and crc32, and carry a checksum of their own), then renamed. A reader checks everything before it believes anything, so
-a damaged result is computed anew. Deleting ``analysis.zarr`` loses nothing.
+A result is a Zarr group of its own, named by what it depends on. It is written under a temporary name, sealed (the
+group's attributes list every file with size and crc32, and carry a checksum of their own), then renamed. A reader
+checks everything before it believes anything, so a damaged result is computed anew. Deleting ``analysis.zarr`` loses
+nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import uuid
 import warnings
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 import zarr
 
 from dynome_recorder.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["CacheWarning", "ResultKey", "load_result", "store_result"]
 

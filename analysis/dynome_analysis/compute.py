@@ -1,7 +1,8 @@
 """Run lazy work: on Dask's threads, or on the cluster whose client is current.
 
-One snapshot is one task, so all cores are busy with snapshots already: BLAS gets one thread per worker (with more, threads
-fight; measured 1.83x on 2 cores this way). On a distributed cluster the workers' own environment does the same.
+One snapshot is one task, so all cores are busy with snapshots already: BLAS gets one thread per worker (with more,
+threads fight; measured 1.83x on 2 cores this way). On a distributed cluster the workers' own environment does the
+same.
 """
 
 from __future__ import annotations
@@ -40,10 +41,9 @@ def compute(lazy: Sequence[Any], *, description: str = "computing", progress: Pr
     progress : callable, optional
         Called as ``progress(description, done, total)``; parts are tasks on threads and values on a cluster.
 
-    Notes
-    -----
-    A current ``distributed.Client`` is used if there is one, else Dask's threads with BLAS limited to one thread for the time
-    of the call (in the whole process). A scheduler set by ``dask.config`` ("synchronous", "processes") is respected.
+    Notes ----- A current ``distributed.Client`` is used if there is one, else Dask's threads with BLAS limited to one
+    thread for the time of the call (in the whole process). A scheduler set by ``dask.config`` ("synchronous",
+    "processes") is respected.
     """
     client = _current_client()
     if client is not None:

@@ -51,8 +51,8 @@ def absolute_correlation(
 
     Notes
     -----
-    O(sample * unit^2) time in one float32 matrix product; sums before it are float64 in two passes. Memory: the result and
-    one float32 copy of the activations.
+    O(sample * unit^2) time in one float32 matrix product; sums before it are float64 in two passes. Memory: the result
+    and one float32 copy of the activations.
     """
     matrix = _check_activations(activations)
     samples, units = matrix.shape
@@ -60,8 +60,8 @@ def absolute_correlation(
     if not np.isfinite(magnitudes).all():
         bad = np.flatnonzero(~np.isfinite(magnitudes))
         raise InvalidDataError(
-            f"activations of {bad.size} of {units} units hold NaN or infinity (first: unit {bad[0]}): a correlation needs finite "
-            "values; leave the snapshot or the site out"
+            f"activations of {bad.size} of {units} units hold NaN or infinity (first: unit {bad[0]}): "
+            "a correlation needs finite values; leave the snapshot or the site out"
         )
     standardised = np.empty((samples, units), np.float32)
     dead = np.empty(units, np.bool_)
@@ -81,7 +81,8 @@ def non_finite_units(activations: NDArray[np.floating[Any]]) -> NDArray[np.intp]
 
 def _magnitudes(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     magnitudes = np.empty(matrix.shape[1])
-    column_magnitudes(matrix, np.empty_like(magnitudes), magnitudes)
+    with np.errstate(invalid="ignore"):  # inf - inf is meant
+        column_magnitudes(matrix, np.empty_like(magnitudes), magnitudes)
     return magnitudes
 
 

@@ -1,7 +1,7 @@
 """Distances between signatures: sorted weights in closed form, Rips diagrams by optimal matching. Numbers only.
 
-Everything is computed from differences, with float64 sums, and never through a Gram matrix: consecutive snapshots lie so
-close together that ``|x|^2 + |y|^2 - 2 x.y`` cancels.
+Everything is computed from differences, with float64 sums, and never through a Gram matrix: consecutive snapshots lie
+so close together that ``|x|^2 + |y|^2 - 2 x.y`` cancels.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def sorted_distance(first: Sequence[NDArray[np.floating[Any]]], second: Sequence
 
         d_top(G, H) = sqrt( sum_l (b_l - b'_l)^2 + sum_l (d_l - d'_l)^2 )
 
-    (*Fast topological clustering with Wasserstein distance*, ICLR 2022 [G]; METHODS.md section 2). With whole connectomes
-    it is the Frobenius distance.
+    (*Fast topological clustering with Wasserstein distance*, ICLR 2022 [G]; METHODS.md section 2). With whole
+    connectomes it is the Frobenius distance.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def sorted_distance(first: Sequence[NDArray[np.floating[Any]]], second: Sequence
     for left, right in zip(first, second, strict=True):
         if left.shape != right.shape:
             raise InvalidDataError(
-                f"signatures of graphs of different size have no entry-by-entry distance: shapes {left.shape} and {right.shape}; "
-                "choose the same sites in both recordings"
+                f"graphs of different size have no distance entry by entry: shapes {left.shape} and {right.shape}; "
+                "choose sites with as many units in both"
             )
         flat_left, flat_right = left.reshape(-1), right.reshape(-1)
         for start in range(0, flat_left.size, BLOCK_VALUES):
@@ -102,9 +102,10 @@ def diagram_distance(first: NDArray[np.floating[Any]], second: NDArray[np.floati
     """Return the 2-Wasserstein distance between two persistence diagrams, exactly.
 
     ``W(X, Y) = sqrt( min over matchings of sum |x - y|^2 )``: order 2, and the Euclidean norm between points of the
-    (birth, death) plane; a point may instead go to the diagonal, ``|x - diagonal|^2 = (death - birth)^2 / 2``. TOP and CG-ALR
-    name a Wasserstein distance between diagrams [P]; order and ground norm are our choice [O], made so that on births alone
-    it becomes the closed form of `sorted_distance`. (giotto-tda and persim measure points in other norms.)
+    (birth, death) plane; a point may instead go to the diagonal, ``|x - diagonal|^2 = (death - birth)^2 / 2``. TOP
+    and CG-ALR name a Wasserstein distance between diagrams [P]; order and ground norm are our choice [O], made so
+    that on births alone it becomes the closed form of `sorted_distance`. (giotto-tda and persim measure points in
+    other norms.)
 
     Parameters
     ----------
@@ -120,11 +121,10 @@ def diagram_distance(first: NDArray[np.floating[Any]], second: NDArray[np.floati
     InvalidArgumentError
         Not of shape (point, 2), or not finite.
 
-    Notes
-    -----
-    Matching x with y saves ``d(x)^2 + d(y)^2 - |x - y|^2`` over sending both to the diagonal, so the best partial matching is a
-    rectangular assignment on ``min(0, -saving)``, solved by scipy: a quarter of the memory of the usual square problem with
-    diagonal copies, and exact where Hera's auction is approximate. At most O(point^3) time, 8 bytes per pair of points.
+    Notes ----- Matching x with y saves ``d(x)^2 + d(y)^2 - |x - y|^2`` over sending both to the diagonal, so the best
+    partial matching is a rectangular assignment on ``min(0, -saving)``, solved by scipy: a quarter of the memory of
+    the usual square problem with diagonal copies, and exact where Hera's auction is approximate. At most O(point^3)
+    time, 8 bytes per pair of points.
     """
     left, right = _check_diagram(first), _check_diagram(second)
     left_to_diagonal = np.square(left[:, 1] - left[:, 0]) / 2

@@ -39,11 +39,9 @@ def births(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     InvalidDataError
         A weight is negative, NaN or infinite.
 
-    Notes
-    -----
-    Keep the edges heavier than eps while eps grows: components are born at the edges of the maximum spanning tree
-    (Songdechakraiwut, Krause, Banks, Nourski, Van Veen, *Fast topological clustering with Wasserstein distance*, ICLR 2022,
-    section 2 [G]; METHODS.md section 2). O(unit^2) time, 12 bytes per unit beyond the input.
+    Notes ----- Keep the edges heavier than eps while eps grows: components are born at the edges of the maximum
+    spanning tree (Songdechakraiwut, Krause, Banks, Nourski, Van Veen, *Fast topological clustering with Wasserstein
+    distance*, ICLR 2022, section 2 [G]; METHODS.md section 2). O(unit^2) time, 12 bytes per unit beyond the input.
     """
     return _spanning_weights(check_connectome(connectome))
 
@@ -70,11 +68,9 @@ def births_and_deaths(connectome: NDArray[np.floating[Any]]) -> tuple[NDArray[np
     InvalidDataError
         A weight is negative, NaN or infinite.
 
-    Notes
-    -----
-    Cycles die at the edges outside the maximum spanning tree (ICLR 2022, section 2 [G]). With tied weights the tree is not
-    unique but its weights are, so the multisets are exact. O(unit^2 log unit) time, one float32 copy of all edges beside the
-    deaths.
+    Notes ----- Cycles die at the edges outside the maximum spanning tree (ICLR 2022, section 2 [G]). With tied
+    weights the tree is not unique but its weights are, so the multisets are exact. O(unit^2 log unit) time, one
+    float32 copy of all edges beside the deaths.
     """
     matrix = check_connectome(connectome)
     units = matrix.shape[0]
@@ -94,11 +90,12 @@ def number_of_deaths(units: int) -> int:
 
 
 def check_connectome(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return a connectome as C-ordered float32 without negative zeros, a view where possible, or say what is wrong with it."""
+    """Return a connectome as C-ordered float32 without negative zeros, a view where possible, or say what is wrong."""
     matrix = np.asarray(connectome)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0 or matrix.dtype.kind != "f":
         raise InvalidArgumentError(
-            f"a connectome must be a square floating matrix (unit, unit) with at least one unit; got {matrix.dtype} of shape {matrix.shape}"
+            "a connectome must be a square floating matrix (unit, unit) with at least one unit; "
+            f"got {matrix.dtype} of shape {matrix.shape}"
         )
     weights = np.ascontiguousarray(matrix, dtype=np.float32)
     # Read as integers, negative values (and -0.0) lie below 0, infinity and NaN at or above the pattern of infinity.

@@ -1,8 +1,8 @@
 """Vietoris-Rips persistence of one connectome, by whichever engine is installed. Numbers only.
 
-Rules to keep: the distance is ``1 - connectome`` in float32 with diagonal 0 (engines read the diagonal as the birth of a
-vertex); H0 comes exactly from the births, because every engine drops its bars of length 0; an engine only ever sees a
-finite matrix (a NaN row makes all of them return an empty H1 without an error).
+Rules to keep: the distance is ``1 - connectome`` in float32 with diagonal 0 (engines read the diagonal as the birth
+of a vertex); H0 comes exactly from the births, because every engine drops its bars of length 0; an engine only ever
+sees a finite matrix (a NaN row makes all of them return an empty H1 without an error).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RipsFunction(Protocol):
 
 @dataclass(frozen=True)
 class RipsEngine:
-    """A way to compute Rips diagrams: module and distribution that it needs, the highest degree it knows, the function."""
+    """A way to compute Rips diagrams: module and distribution that it needs, highest degree it knows, function."""
 
     module: str
     distribution: str
@@ -61,7 +61,8 @@ class RipsEngine:
 def _giotto_ph(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np.floating[Any]]]:
     from gph import ripser_parallel
 
-    # An infinite threshold lets giotto-ph take the enclosing radius itself; edge collapse costs more than it saves on correlations.
+    # An infinite threshold lets giotto-ph take the enclosing radius itself; edge collapse costs more than it saves on
+    # correlations.
     found = ripser_parallel(
         distances, maxdim=highest, thresh=np.inf, metric="precomputed", collapse_edges=False, n_threads=1
     )
@@ -72,7 +73,8 @@ def _ripser(distances: NDArray[np.float32], highest: int) -> Sequence[NDArray[np
     from ripser import ripser
 
     with warnings.catch_warnings():
-        # ripser.py guesses that a matrix with more columns than rows, or a tiny one, may be a mistake; ours is a distance matrix.
+        # ripser.py guesses that a matrix with more columns than rows, or a tiny one, may be a mistake; ours is a
+        # distance matrix.
         warnings.simplefilter("ignore")
         found = ripser(distances, maxdim=highest, thresh=np.inf, distance_matrix=True)
     return list(found["dgms"][1:])
@@ -136,7 +138,8 @@ def rips_diagrams(
     -------
     dict of int to float64, shape (point, 2)
         Birth and death per point, sorted by (birth, death). Degree 0 has exactly one bar per unit: unit - 1 deaths
-        ``1 - births`` (bars of length 0 included) and one infinite bar. Higher degrees have no bars of length 0 or infinity.
+        ``1 - births`` (bars of length 0 included) and one infinite bar. Higher degrees have no bars of length 0 or
+        infinity.
 
     Raises
     ------
@@ -184,7 +187,7 @@ def _components(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def _tidy(diagram: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return a diagram as float64, sorted by (birth, death), without bars of length 0, so that engines compare equal."""
+    """Return a diagram as float64, sorted by (birth, death), without bars of length 0, so that engines are equal."""
     points = np.asarray(diagram, np.float64).reshape(-1, 2)
     points = points[points[:, 1] > points[:, 0]]
     ordered: NDArray[np.float64] = points[np.lexsort((points[:, 1], points[:, 0]))]

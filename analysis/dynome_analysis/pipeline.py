@@ -80,9 +80,12 @@ def analyze(
     Dataset
         In memory, with coordinates ``epoch`` and ``step`` on snapshot. On (snapshot) float64 unless said otherwise:
 
-        - ``births`` float32 (snapshot, birth), ``deaths`` float32 (snapshot, death), both ascending; ``dead_units`` int64
-        - ``h1_birth``, ``h1_death`` (snapshot, point), padded with NaN; ``functional_persistence``, the L2 norm of the H1 lifetimes
-        - ``reconfiguration_top``, ``_births``, ``_deaths``, ``_wasserstein``, ``_frobenius``: distance to the snapshot before, NaN at the first
+        - ``births`` float32 (snapshot, birth), ``deaths`` float32 (snapshot, death), both ascending; ``dead_units``
+          int64
+        - ``h1_birth``, ``h1_death`` (snapshot, point), padded with NaN; ``functional_persistence``, the L2 norm of
+          the H1 lifetimes
+        - ``reconfiguration_top``, ``_births``, ``_deaths``, ``_wasserstein``, ``_frobenius``: distance to the
+          snapshot before, NaN at the first
         - ``noise_floor_two_halves``, ``noise_floor_paired``: of the deaths distance, see `noise_floor`
         - ``distance_matrix`` (snapshot, snapshot_): "top" distances between all snapshots
         - ``mean_absolute_correlation``: mean edge weight, NaN for a single unit
@@ -98,11 +101,10 @@ def analyze(
     CorruptRecordingError
         A stored file is missing, truncated or changed; names it.
 
-    Notes
-    -----
-    A recording of one snapshot has a signature but no changes: those are NaN. One pass over the activations, one snapshot per worker at a
-    time (3 connectomes each); the result holds ``2 * unit^2`` bytes of deaths per snapshot. Cached in ``RUN/analysis.zarr``, keyed by the
-    digest of the commit log, the parameters and the code; where the folder cannot be written, the result is just not cached.
+    Notes ----- A recording of one snapshot has a signature but no changes: those are NaN. One pass over the
+    activations, one snapshot per worker at a time (3 connectomes each); the result holds ``2 * unit^2`` bytes of
+    deaths per snapshot. Cached in ``RUN/analysis.zarr``, keyed by the digest of the commit log, the parameters and
+    the code; where the folder cannot be written, the result is just not cached.
     """
     reader = recording.reader(sites)
     name = find_engine(engine)
@@ -127,7 +129,7 @@ def analyze(
 
 @cache
 def code_version() -> str:
-    """Return the version of the package and a digest of the code that makes the numbers, so that no stale result outlives an edit."""
+    """Return the package's version and a digest of the code that makes the numbers: no result outlives an edit."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for name in SOURCES:

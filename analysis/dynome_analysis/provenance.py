@@ -18,10 +18,10 @@ PACKAGES = ("dynome", "numpy", "scipy", "numba", "xarray")
 def provenance(
     operation: str, parameters: Mapping[str, Any], *, source: Mapping[str, Any] | None = None, recording: str = ""
 ) -> dict[str, str]:
-    """Return attributes ``recording`` (id), ``operation``, ``parameters`` and ``versions``; the last two are JSON objects.
+    """Return attributes ``recording`` (id), ``operation``, ``parameters`` and ``versions``, the last two as JSON.
 
-    ``source`` are the attributes of the data that the operation was applied to: its recording carries over, and ``parameters``
-    keeps one member per operation on the way.
+    ``source`` are the attributes of the data that the operation was applied to: its recording carries over, and
+    ``parameters`` keeps one member per operation on the way.
     """
     before = dict(source or {})
     steps = json.loads(before.get("parameters", "{}"))

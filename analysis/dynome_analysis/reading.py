@@ -122,7 +122,7 @@ class SnapshotReader:
 
 
 def decode(stored: NDArray[np.generic], dtype: str) -> NDArray[np.floating[Any]]:
-    """Return stored values of a logical dtype as float32 or float64, without loss; bfloat16 is stored as its bit pattern."""
+    """Return stored values of a logical dtype as float32 or float64, without loss; bfloat16 is a bit pattern."""
     if dtype == "bfloat16":
         return bfloat16_to_float32(stored.astype(np.uint16, copy=False))
     return stored.astype(decoded_dtype(dtype), copy=False)

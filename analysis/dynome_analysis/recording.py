@@ -134,7 +134,8 @@ class Recording:
         reader = SnapshotReader.of(self.manifest, "probe", {site: described[site] for site in self.choose_sites(sites)})
         if len(reader.shape) != 2:
             raise InvalidDataError(
-                f"{self.path}: activations must be (sample, unit) at each snapshot; these are {reader.shape}: choose other sites"
+                f"{self.path}: activations must be (sample, unit) at each snapshot, not {reader.dimensions}: "
+                "choose other sites, or record them with a reduction"
             )
         return reader
 
@@ -149,8 +150,8 @@ class Recording:
         Returns
         -------
         DataArray
-            float32 (float64 where a site is), (snapshot, sample, unit), one Dask chunk per snapshot. Coordinates ``epoch`` and
-            ``step`` on snapshot, ``site`` on unit. float16 and bfloat16 are widened without loss.
+            float32 (float64 where a site is), (snapshot, sample, unit), one Dask chunk per snapshot. Coordinates
+            ``epoch`` and ``step`` on snapshot, ``site`` on unit. float16 and bfloat16 are widened without loss.
 
         Raises
         ------
@@ -175,8 +176,8 @@ class Recording:
         Returns
         -------
         DataArray
-            (snapshot, ...) with the dimensions that the recorder named, one Dask chunk per snapshot; coordinates ``epoch`` and
-            ``step`` on snapshot.
+            (snapshot, ...) with the dimensions that the recorder named, one Dask chunk per snapshot; coordinates
+            ``epoch`` and ``step`` on snapshot.
 
         Raises
         ------

@@ -4,11 +4,12 @@ import naive
 import numpy as np
 import pytest
 from connectome_strategies import activations
-from dynome_analysis.correlation import absolute_correlation, non_finite_units
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from dynome_analysis.correlation import absolute_correlation, non_finite_units
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=60)
 

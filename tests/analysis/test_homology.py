@@ -4,13 +4,14 @@ import naive
 import numpy as np
 import pytest
 from connectome_strategies import activations, weights
-from dynome_analysis.correlation import absolute_correlation
-from dynome_analysis.homology import births, births_and_deaths, number_of_deaths
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import minimum_spanning_tree
+
+from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.homology import births, births_and_deaths, number_of_deaths
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=100)
 matrices = st.one_of(weights(), activations().map(lambda values: absolute_correlation(values)[0]))

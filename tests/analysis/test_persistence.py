@@ -5,15 +5,16 @@ import re
 import numpy as np
 import pytest
 from connectome_strategies import activations, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from ripser import ripser
+
 from dynome_analysis import persistence
 from dynome_analysis.correlation import absolute_correlation
 from dynome_analysis.homology import births
 from dynome_analysis.persistence import ENGINES, find_engine, functional_persistence, rips_diagrams, rips_distances
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError, MissingExtraError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from ripser import ripser
 
 unhurried = settings(deadline=None, max_examples=60)
 matrices = st.one_of(weights(largest=20), activations(largest=24).map(lambda values: absolute_correlation(values)[0]))

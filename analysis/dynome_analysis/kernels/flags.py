@@ -1,9 +1,9 @@
 """The one place that says how every kernel of this package is compiled.
 
 ``cache``: the machine code is kept between processes, so that only the first call of a fresh installation compiles.
-``nogil``: Dask runs one snapshot per thread, so a kernel must not hold the interpreter.
-``fastmath`` and ``parallel`` stay off: fast mathematics assumes that NaN never comes, and parallel regions inside Dask's
-threads cost more than they give (numba's ``workqueue`` layer even aborts the process).
+``nogil``: Dask runs one snapshot per thread, so a kernel must not hold the interpreter. ``fastmath`` and ``parallel``
+stay off: fast mathematics assumes that NaN never comes, and parallel regions inside Dask's threads cost more than
+they give (numba's ``workqueue`` layer even aborts the process).
 """
 
 from __future__ import annotations

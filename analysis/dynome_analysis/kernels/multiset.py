@@ -28,10 +28,11 @@ def pack_upper_triangle(matrix: NDArray[np.float32], out: NDArray[np.float32]) -
 def subtract_sorted_multiset(
     values: NDArray[np.float32], removed: NDArray[np.float32], out: NDArray[np.float32]
 ) -> int:
-    """Write ``values`` without ``removed``, counting multiplicity, into ``out``; return how many of ``removed`` were found.
+    """Write ``values`` without ``removed``, counting multiplicity, into ``out``; return how many were removed.
 
-    Both inputs ascend and ``removed`` is a sub-multiset of ``values``; a return value below ``len(removed)`` says that it
-    was not (``out`` then holds only its first ``len(out)`` values). One merge, exact under ties, O(len(values)) time.
+    Both inputs ascend and ``removed`` is a sub-multiset of ``values``; a return value below ``len(removed)`` says
+    that it was not (``out`` then holds only its first ``len(out)`` values). One merge, exact under ties,
+    O(len(values)) time.
     """
     found = 0
     position = 0

@@ -18,9 +18,10 @@ __all__ = ["column_magnitudes", "standardise_columns"]
 def column_magnitudes(
     activations: NDArray[np.floating[Any]], poison: NDArray[np.float64], out: NDArray[np.float64]
 ) -> None:
-    """Write the largest |value| of every column of ``activations`` (sample, unit); NaN or infinity where a column holds either.
+    """Write the largest |value| of every column of ``activations`` (sample, unit); not finite where a value is not.
 
-    ``poison`` (unit,) is work space: ``x - x`` is 0 for finite x and NaN otherwise, which keeps the loop free of branches.
+    ``poison`` (unit,) is work space: ``x - x`` is 0 for finite x and NaN otherwise, which keeps the loop free of
+    branches.
     """
     samples, units = activations.shape
     poison[:] = 0.0
@@ -51,8 +52,8 @@ def standardise_columns(
     activations : floating, shape (sample, unit)
         Finite values.
     scale : float64, shape (unit,)
-        Factor per column that brings its largest |value| near 1, so that no square overflows or vanishes; a power of two
-        rounds nothing.
+        Factor per column that brings its largest |value| near 1, so that no square overflows or vanishes; a power of
+        two rounds nothing.
     tolerance : float
         A column is dead when its standard deviation is at most ``tolerance`` times its root mean square.
     work : float64, shape (2, unit)
@@ -60,10 +61,8 @@ def standardise_columns(
     out : float32, shape (sample, unit)
     dead : bool, shape (unit,)
 
-    Notes
-    -----
-    Two passes with float64 accumulators: a one-pass covariance in float32 loses everything when the mean is large. Loops
-    run along rows, so that they are contiguous and vectorise over units.
+    Notes ----- Two passes with float64 accumulators: a one-pass covariance in float32 loses everything when the mean
+    is large. Loops run along rows, so that they are contiguous and vectorise over units.
     """
     samples, units = activations.shape
     mean = work[0]

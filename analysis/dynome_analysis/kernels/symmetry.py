@@ -1,7 +1,7 @@
 """Square symmetric matrices, tile by tile: finishing a correlation, checking symmetry.
 
-A tile goes through a small buffer when it is read or written across: rows that lie a power of two apart share a cache set, and
-direct access across them took 4.4 ms instead of 1 ms at n = 1024.
+A tile goes through a small buffer when it is read or written across: rows that lie a power of two apart share a cache
+set, and direct access across them took 4.4 ms instead of 1 ms at n = 1024.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TILE = 32
 
 @kernel
 def finish_absolute_correlation(product: NDArray[np.float32], buffer: NDArray[np.float32]) -> None:
-    """Turn a product of standardised columns (unit, unit), in place, into |correlation|: at most 1, diagonal 0, symmetric.
+    """Turn a product of standardised columns (unit, unit) into |correlation|, in place: at most 1, diagonal 0.
 
     The upper triangle is the truth and is mirrored, because a matrix product need not be symmetric in its last bit and
     births and deaths must come from the same weights. ``buffer`` is work space (``TILE``, ``TILE``).

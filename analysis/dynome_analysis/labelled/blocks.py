@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-import xarray as xr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import xarray as xr
 
 __all__ = ["map_snapshots", "one_snapshot_per_chunk"]
 

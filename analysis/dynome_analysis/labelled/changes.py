@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask
@@ -47,11 +48,12 @@ def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: P
     Parameters
     ----------
     signature : Dataset or DataArray
-        "top", "births", "deaths": a Dataset of `graph_homology` or `analyze`. "wasserstein": of `rips` with degree 1, or of
-        `analyze`. "frobenius": connectomes.
+        "top", "births", "deaths": a Dataset of `graph_homology` or `analyze`. "wasserstein": of `rips` with degree 1,
+        or of `analyze`. "frobenius": connectomes.
     metric : {"top", "births", "deaths", "wasserstein", "frobenius"}
-        "top" compares births and deaths in closed form (the 2-Wasserstein distance between the sorted weights), "births" and "deaths" one of
-        them; "wasserstein" compares H1 diagrams (`dynome_analysis.distance.diagram_distance`); "frobenius" the connectomes entry by entry.
+        "top" compares births and deaths in closed form (the 2-Wasserstein distance between the sorted weights),
+        "births" and "deaths" one of them; "wasserstein" compares H1 diagrams
+        (`dynome_analysis.distance.diagram_distance`); "frobenius" the connectomes entry by entry.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
 
@@ -67,13 +69,12 @@ def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: P
     InvalidDataError
         Fewer than two snapshots.
 
-    Notes
-    -----
-    METHODS.md sections 2 and 4 (TOP: ``s_t = d(C_t, C_t-1)`` [O]). Time linear in snapshots; a lazy signature is computed pair by pair.
+    Notes ----- METHODS.md sections 2 and 4 (TOP: ``s_t = d(C_t, C_t-1)`` [O]). Time linear in snapshots; a lazy
+    signature is computed pair by pair.
     """
     rows = _rows(signature, metric)
     function = _distance(metric)
-    tasks = [dask.delayed(function)(before, after) for before, after in zip(rows, rows[1:])]
+    tasks = [dask.delayed(function)(before, after) for before, after in pairwise(rows)]
     values = np.array([np.nan, *compute(tasks, description=f"reconfiguration ({metric})", progress=progress)])
     return xr.DataArray(
         values,
@@ -154,9 +155,9 @@ def noise_floor(
     Returns
     -------
     Dataset
-        float64 on snapshot. ``two_halves``: the distance between the connectomes of A and of B; too high a bar for consecutive snapshots, whose
-        samples are the same. ``paired``: ``|s^A - s^B| / 2`` for the distances s to the snapshot before, NaN at the first. All
-        NaN with fewer than four samples. Computed at once.
+        float64 on snapshot. ``two_halves``: the distance between the connectomes of A and of B; too high a bar for
+        consecutive snapshots, whose samples are the same. ``paired``: ``|s^A - s^B| / 2`` for the distances s to the
+        snapshot before, NaN at the first. All NaN with fewer than four samples. Computed at once.
 
     Raises
     ------
@@ -176,8 +177,7 @@ def noise_floor(
     halves = [dask.delayed(_read_halves)(shared, position, seed, metric) for position in range(len(reader.indices))]
     within = [dask.delayed(_between)(pair[0], pair[1]) for pair in halves]
     across = [
-        [dask.delayed(_between)(before[half], after[half]) for before, after in zip(halves, halves[1:])]
-        for half in (0, 1)
+        [dask.delayed(_between)(before[half], after[half]) for before, after in pairwise(halves)] for half in (0, 1)
     ]
     flat = compute([*within, *across[0], *across[1]], description=f"noise floor ({metric})", progress=progress)
     count = len(within)

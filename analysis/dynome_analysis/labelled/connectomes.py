@@ -43,8 +43,9 @@ def connectomes(
     Returns
     -------
     DataArray
-        float32, (snapshot, unit, unit_), one Dask chunk per snapshot; in [0, 1], symmetric, diagonal 0. Coordinates ``epoch``, ``step``
-        and ``dead_units`` (int64, how many units do not vary; lazy) on snapshot, ``site`` on unit, ``site_`` on unit_.
+        float32, (snapshot, unit, unit_), one Dask chunk per snapshot; in [0, 1], symmetric, diagonal 0. Coordinates
+        ``epoch``, ``step`` and ``dead_units`` (int64, how many units do not vary; lazy) on snapshot, ``site`` on
+        unit, ``site_`` on unit_.
 
     Raises
     ------
@@ -97,8 +98,9 @@ def correlate_snapshot(
             raise
         sites = list(dict.fromkeys(str(site) for site in reader.labels[bad]))
         raise InvalidDataError(
-            f"{reader.recording}: activations of {', '.join(sites)} hold NaN or infinity at {reader.moment(position)} in {bad.size} of "
-            f"{activations.shape[1]} units; a connectome needs finite values: choose other sites, or cut the run before it diverged"
+            f"{reader.recording}: activations of {', '.join(sites)} hold NaN or infinity at {reader.moment(position)} "
+            f"in {bad.size} of {activations.shape[1]} units; a connectome needs finite values: choose other sites, or end "
+            "the recording before the run diverged"
         ) from error
 
 

@@ -34,10 +34,10 @@ def graph_homology(connectomes: xr.DataArray) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``births`` float32 (snapshot, birth), the unit - 1 weights of the maximum spanning tree, ascending; ``deaths`` float32 (snapshot, death),
-        all ``1 + unit * (unit - 3) / 2`` other weights, ascending; ``dead_units`` int64 (snapshot), how many units have no edge at all: taken
-        from the coordinate of that name where `connectomes` counted it, else the number of rows without a non-zero entry. Lazy where the
-        input is.
+        ``births`` float32 (snapshot, birth), the unit - 1 weights of the maximum spanning tree, ascending; ``deaths``
+        float32 (snapshot, death), all ``1 + unit * (unit - 3) / 2`` other weights, ascending; ``dead_units`` int64
+        (snapshot), how many units have no edge at all: taken from the coordinate of that name where `connectomes`
+        counted it, else the number of rows without a non-zero entry. Lazy where the input is.
 
     Raises
     ------
@@ -94,9 +94,9 @@ def rips(
     Returns
     -------
     Dataset
-        ``birth`` and ``death`` float64 and ``dimension`` int64, all (snapshot, point), sorted by (dimension, birth, death) within a
-        snapshot; a degree 0 bar that never dies has death infinity. Shorter diagrams are padded with NaN and dimension -1.
-        Computed at once, because the number of points is not known before.
+        ``birth`` and ``death`` float64 and ``dimension`` int64, all (snapshot, point), sorted by (dimension, birth,
+        death) within a snapshot; a degree 0 bar that never dies has death infinity. Shorter diagrams are padded with
+        NaN and dimension -1. Computed at once, because the number of points is not known before.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def rips(
 
 
 def pad_points(tables: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], ...]:
-    """Stack tables (point, column) of different lengths; returns one array (snapshot, point) per column, padded with NaN."""
+    """Stack tables (point, column) of different lengths into an array (snapshot, point) per column, padded with NaN."""
     columns = tables[0].shape[1]
     padded = np.full((columns, len(tables), max(len(table) for table in tables)), np.nan)
     for row, table in enumerate(tables):
@@ -155,7 +155,7 @@ def _diagram_block(
 def _check_connectomes(connectomes: xr.DataArray) -> int:
     """Return the number of units."""
     if not isinstance(connectomes, xr.DataArray) or connectomes.dims != ("snapshot", "unit", "unit_"):
-        found = getattr(connectomes, "dims", type(connectomes).__name__)
+        found = f"{type(connectomes).__name__} {tuple(getattr(connectomes, 'dims', ()))}"
         raise InvalidArgumentError(
             f"connectomes must be a DataArray (snapshot, unit, unit_), as dya.connectomes makes; got {found}"
         )

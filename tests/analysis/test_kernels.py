@@ -1,0 +1,48 @@
+"""One switch for every kernel, and no allocation of its own that grows with the matrix."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+
+import dynome_analysis.kernels
+from dynome_analysis.kernels.flags import KERNEL_FLAGS
+from dynome_analysis.kernels.multiset import subtract_sorted_multiset
+from dynome_analysis.kernels.symmetry import TILE, is_symmetric
+
+FOLDER = Path(dynome_analysis.kernels.__file__).parent
+
+
+def test_every_kernel_is_compiled_with_the_flags_of_the_package() -> None:
+    found = 0
+    for path in FOLDER.glob("*.py"):
+        if path.name == "flags.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert [ast.unparse(decorator) for decorator in node.decorator_list] == ["kernel"], path.name
+                found += 1
+    assert found >= 6
+    assert not KERNEL_FLAGS["fastmath"]
+    assert not KERNEL_FLAGS["parallel"]
+    assert KERNEL_FLAGS["nogil"]
+
+
+def test_a_multiset_that_is_not_contained_is_noticed_and_nothing_overruns() -> None:
+    values = np.array([1, 1, 2, 3], np.float32)
+    out = np.empty(2, np.float32)
+    assert subtract_sorted_multiset(values, np.array([1, 3], np.float32), out) == 2
+    assert out.tolist() == [1, 2]
+    assert subtract_sorted_multiset(values, np.array([0.5, 3], np.float32), out) == 0
+    assert out.tolist() == [1, 1]
+
+
+def test_one_different_entry_anywhere_breaks_symmetry() -> None:
+    units = 2 * TILE + 3
+    buffer = np.empty((TILE, TILE), np.float32)
+    matrix = np.ones((units, units), np.float32)
+    assert is_symmetric(matrix, buffer)
+    for i, j in [(0, 1), (units - 1, 0), (TILE, TILE - 1), (5, 2 * TILE + 1)]:
+        matrix[i, j] = 0.5
+        assert not is_symmetric(matrix, buffer)
+        matrix[i, j] = 1

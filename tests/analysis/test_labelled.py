@@ -1,0 +1,201 @@
+"""Labelled results equal the numbers, lazily where they can be, with provenance, and refuse what they cannot read."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import dynome_analysis as dya
+from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.distance import diagram_distance, sorted_distance
+from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.persistence import rips_diagrams
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+
+MakeRecording = Callable[..., Path]
+
+
+@pytest.fixture
+def recording(make_recording: MakeRecording) -> dya.Recording:
+    return dya.open_recording(make_recording(epochs=3, dead_units=1))
+
+
+@pytest.fixture
+def matrices(recording: dya.Recording) -> list[np.ndarray]:
+    return [absolute_correlation(block)[0] for block in recording.activations().to_numpy()]
+
+
+def refuse(*args: object, **options: object) -> None:
+    raise AssertionError("something was computed")
+
+
+def test_connectomes_are_lazy_and_equal_the_numbers(recording: dya.Recording, matrices: list[np.ndarray]) -> None:
+    with dask.config.set(scheduler=refuse):
+        lazy = dya.connectomes(recording)
+        signature = dya.graph_homology(lazy)
+    assert lazy.dims == ("snapshot", "unit", "unit_")
+    assert lazy.chunks == ((1,) * 4, (20,), (20,))
+    np.testing.assert_array_equal(lazy, matrices)
+    assert lazy.coords["dead_units"].to_numpy().tolist() == [2] * 4
+    assert lazy.coords["site_"].to_numpy().tolist() == lazy.coords["site"].to_numpy().tolist()
+    assert signature.chunks["birth"] == (19,)
+    assert json.loads(signature.attrs["parameters"])["connectomes"] == {
+        "measure": "pearson",
+        "sites": ["hidden1", "hidden2"],
+    }
+    assert signature.attrs["recording"] == recording.id
+    assert json.loads(signature.attrs["versions"])["numpy"] == np.__version__
+
+
+def test_homology_is_the_same_lazy_whole_and_chunked_otherwise(
+    recording: dya.Recording, matrices: list[np.ndarray]
+) -> None:
+    lazy = dya.connectomes(recording)
+    found = dya.graph_homology(lazy).compute()
+    for position, matrix in enumerate(matrices):
+        born, died = births_and_deaths(matrix)
+        np.testing.assert_array_equal(found["births"][position], born)
+        np.testing.assert_array_equal(found["deaths"][position], died)
+    assert found["dead_units"].to_numpy().tolist() == [2] * 4
+    whole = dya.graph_homology(lazy.compute())
+    assert whole.chunks == {}
+    xr.testing.assert_identical(whole, found)
+    xr.testing.assert_identical(dya.graph_homology(lazy.chunk({"snapshot": 3, "unit": 7})).compute(), found)
+    unlabelled = xr.DataArray(np.stack(matrices), dims=("snapshot", "unit", "unit_"))
+    assert dya.graph_homology(unlabelled)["dead_units"].to_numpy().tolist() == [2] * 4
+
+
+def test_chosen_sites_make_a_smaller_graph(recording: dya.Recording) -> None:
+    chosen = dya.connectomes(recording, sites="hidden2")
+    joint = dya.connectomes(recording)
+    np.testing.assert_allclose(chosen, joint[:, 12:, 12:], atol=1e-6)
+
+
+def test_diagrams_are_padded(recording: dya.Recording, matrices: list[np.ndarray]) -> None:
+    calls: list[tuple[str, int, int]] = []
+    found = dya.rips(dya.connectomes(recording), progress=lambda *report: calls.append(report))
+    counts = set()
+    for position, matrix in enumerate(matrices):
+        row = found.isel(snapshot=position)
+        for degree, diagram in rips_diagrams(matrix).items():
+            kept = row["dimension"].to_numpy() == degree
+            np.testing.assert_array_equal(np.column_stack([row["birth"][kept], row["death"][kept]]), diagram)
+        padding = row["dimension"].to_numpy() == -1
+        assert np.isnan(row["birth"][padding]).all()
+        counts.add(int(padding.sum()))
+    assert min(counts) == 0
+    assert len(counts) > 1
+    assert calls[-1][1] == calls[-1][2] > 0
+    components = dya.rips(dya.connectomes(recording).compute(), dimensions=[0])
+    assert components.sizes["point"] == 20
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("metric", ["top", "births", "deaths", "frobenius", "wasserstein"])
+def test_distances_equal_the_numbers(
+    recording: dya.Recording, matrices: list[np.ndarray], metric: str, eager: bool
+) -> None:
+    connectomes = dya.connectomes(recording)
+    pairs = [births_and_deaths(matrix) for matrix in matrices]
+    chosen = {"top": slice(0, 2), "births": slice(0, 1), "deaths": slice(1, 2)}
+    loops = [rips_diagrams(matrix)[1] for matrix in matrices]
+    if metric == "frobenius":
+        signature, expected = connectomes, [[np.linalg.norm(a.astype(float) - b) for b in matrices] for a in matrices]
+    elif metric == "wasserstein":
+        signature, expected = dya.rips(connectomes).chunk(), [[diagram_distance(a, b) for b in loops] for a in loops]
+    else:
+        part = chosen[metric]
+        signature = dya.graph_homology(connectomes)
+        expected = [[sorted_distance(a[part], b[part]) for b in pairs] for a in pairs]
+    signature = signature.compute() if eager else signature
+    change = dya.reconfiguration(signature, metric=metric)
+    np.testing.assert_allclose(change, [np.nan, expected[1][0], expected[2][1], expected[3][2]], rtol=1e-6)
+    assert change.coords["epoch"].to_numpy().tolist() == [0, 1, 2, 3]
+    matrix = dya.distance_matrix(signature, metric=metric)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert matrix.coords["epoch_"].dims == ("snapshot_",)
+
+
+def test_the_noise_floor_is_what_its_formula_says(recording: dya.Recording) -> None:
+    found = dya.noise_floor(recording, seed=5)
+    halves = dya.noise_floor(recording, seed=6)
+    assert (found["two_halves"] != halves["two_halves"]).all()
+    xr.testing.assert_identical(found, dya.noise_floor(recording, seed=5))
+    order = np.random.default_rng(5).permutation(40)
+    deaths = [
+        [
+            births_and_deaths(absolute_correlation(block[np.sort(half)])[0])[1]
+            for block in recording.activations().to_numpy()
+        ]
+        for half in (order[:20], order[20:])
+    ]
+    within = [sorted_distance([a], [b]) for a, b in zip(*deaths, strict=True)]
+    steps = [[sorted_distance([a], [b]) for a, b in pairwise(half)] for half in deaths]
+    np.testing.assert_allclose(found["two_halves"], within)
+    np.testing.assert_allclose(found["paired"], [np.nan, *(abs(a - b) / 2 for a, b in zip(*steps, strict=True))])
+    both = dya.noise_floor(recording, metric="top", seed=5)["two_halves"] ** 2
+    births = dya.noise_floor(recording, metric="births", seed=5)["two_halves"] ** 2
+    np.testing.assert_allclose(both, births + found["two_halves"] ** 2)
+    with pytest.raises(InvalidArgumentError, match="metric must be one of top, births, deaths; got 'frobenius'"):
+        dya.noise_floor(recording, metric="frobenius")  # type: ignore[arg-type]
+
+
+def test_a_probe_too_small_to_halve_has_no_floor(make_recording: MakeRecording) -> None:
+    found = dya.noise_floor(dya.open_recording(make_recording(samples=3, epochs=1)))
+    assert np.isnan(found["two_halves"]).all()
+    assert np.isnan(found["paired"]).all()
+
+
+def test_one_snapshot_has_no_distances_but_a_floor(make_recording: MakeRecording) -> None:
+    recording = dya.open_recording(make_recording(epochs=0))
+    signature = dya.graph_homology(dya.connectomes(recording))
+    for function in (dya.reconfiguration, dya.distance_matrix):
+        with pytest.raises(InvalidDataError, match="needs at least two of them; this signature has 1"):
+            function(signature)
+    floor = dya.noise_floor(recording)
+    assert floor["two_halves"].to_numpy()[0] > 0
+    assert np.isnan(floor["paired"]).all()
+
+
+def test_diverged_activations_are_named(make_recording: MakeRecording) -> None:
+    def diverge(moment):
+        if moment.epoch < 2:
+            return moment
+        broken = moment.probe["hidden2"].copy()
+        broken[3, 5] = np.nan
+        return replace(moment, probe={**moment.probe, "hidden2": broken})
+
+    path = make_recording(epochs=2, change=diverge)
+    connectomes = dya.connectomes(dya.open_recording(path))
+    assert connectomes[:2].compute().notnull().all()
+    with pytest.raises(
+        InvalidDataError, match=rf"{path}: activations of hidden2 hold NaN or infinity at epoch 2 \(step 6\)"
+    ):
+        connectomes.compute()
+    with pytest.raises(InvalidDataError, match="hidden2"):
+        dya.noise_floor(dya.open_recording(path))
+
+
+def test_what_a_metric_cannot_read_is_said(recording: dya.Recording) -> None:
+    connectomes = dya.connectomes(recording)
+    with pytest.raises(InvalidArgumentError, match=r"metric 'top' needs a result of dya.graph_homology"):
+        dya.reconfiguration(connectomes)
+    with pytest.raises(InvalidArgumentError, match=r"metric 'frobenius' needs a result of dya.connectomes"):
+        dya.reconfiguration(dya.graph_homology(connectomes), metric="frobenius")
+    with pytest.raises(InvalidArgumentError, match=r"metric 'wasserstein' needs a result of dya.rips"):
+        dya.distance_matrix(dya.graph_homology(connectomes), metric="wasserstein")
+    with pytest.raises(InvalidArgumentError, match="metric must be one of top, births"):
+        dya.reconfiguration(connectomes, metric="cosine")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="measure must be one of pearson; got 'cosine'"):
+        dya.connectomes(recording, measure="cosine")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"connectomes must be a DataArray \(snapshot, unit, unit_\)"):
+        dya.graph_homology(recording.activations())
+    with pytest.raises(InvalidArgumentError, match="got Dataset"):
+        dya.rips(dya.graph_homology(connectomes))  # type: ignore[arg-type]
