@@ -1,11 +1,14 @@
 """From the weights of the first epochs to how good the trained network will be.
 
-`structure` reads the layer graph of ``run.json``, `layered` puts weights on it; `centrality` and `signature` turn a
-weighted graph into numbers; `features` gathers them over recordings; `hyperparameters`, `estimators` and `evaluate`
-fit, cross-validate and compare with baselines.
+`structure` (with `vertices`) reads the layer graph of ``run.json``, `layered` puts weights on it; `centrality` and
+`signature` turn a weighted graph into numbers; `recorded` does so for each snapshot of a recording and `features`
+gathers recordings; `hyperparameters`, `estimators`, `scores` and `evaluate` fit, cross-validate and compare with
+baselines.
 """
 
-from dynome_analysis.prediction.evaluate import Exclusion, Prediction, Score, predict_performance
-from dynome_analysis.prediction.features import early_features, weight_signature
+from dynome_analysis.prediction.evaluate import Exclusion, Prediction, predict_performance
+from dynome_analysis.prediction.features import early_features
+from dynome_analysis.prediction.recorded import weight_signature
+from dynome_analysis.prediction.scores import Score
 
 __all__ = ["Exclusion", "Prediction", "Score", "early_features", "predict_performance", "weight_signature"]

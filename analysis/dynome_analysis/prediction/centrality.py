@@ -88,7 +88,8 @@ def eigenvector_centrality(graph: WeightedGraph) -> EigenvectorCentrality:
         No edge has a weight, or the residual stays above `RESIDUAL`.
 
     Notes
-    ----- Bonacich, *Factoring and weighting approaches to status scores and clique identification*, 1972; as in
+    -----
+    Bonacich, *Factoring and weighting approaches to status scores and clique identification*, 1972; as in
     Vahedian et al., arXiv 2111.05410 [P]. With disconnected parts the leading vector is not unique: the component with
     the most vertices is used (the one with the lowest vertex among equals), the rest is 0 and counted [O]. Entries
     below 0 by rounding are set to 0. Cost: one connected-components pass and some 20 to 100 products with the graph;

@@ -91,7 +91,8 @@ def predict_unseen(
     float64, shape (run,)
 
     Notes
-    ----- Nested cross-validation: hyper-parameters are chosen inside the training part by grouped folds and squared
+    -----
+    Nested cross-validation: hyper-parameters are chosen inside the training part by grouped folds and squared
     error. Cost: outer folds x inner folds x grid size fits.
     """
     predicted = np.empty(len(target))

@@ -6,7 +6,6 @@ out is named with its reason.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_analysis.prediction.estimators import Estimator, check_estimator_name, grouped_folds, predict_unseen
-from dynome_analysis.prediction.features import EarlyRun, UnusableRunError, as_recordings, early_run, feature_table
+from dynome_analysis.prediction.features import EarlyRun, as_recordings, early_run, feature_table
 from dynome_analysis.prediction.hyperparameters import configuration_of, hyperparameter_table
+from dynome_analysis.prediction.recorded import UnusableRunError
+from dynome_analysis.prediction.scores import Score, score
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
@@ -28,34 +29,11 @@ if TYPE_CHECKING:
     from dynome_analysis.compute import Progress
     from dynome_analysis.recording import Recording
 
-__all__ = ["Exclusion", "Prediction", "Score", "predict_performance"]
+__all__ = ["Exclusion", "Prediction", "predict_performance"]
 
 MINIMUM_RUNS = 8
 OUTER_FOLDS = 5
-RESAMPLES = 1000
 BASELINES = ("mean", "hyperparameters", "accuracy_at_T")
-
-
-@dataclass(frozen=True)
-class Score:
-    """Errors of out-of-fold predictions, pooled over folds; NaN where there was nothing to predict from.
-
-    Attributes
-    ----------
-    r2
-        ``1 - sum (true - predicted)^2 / sum (true - mean true)^2``: 1 is perfect, 0 is the mean of the very runs that
-        are judged, so that even the training mean is a little below it.
-    mae, median_absolute_error
-        Mean and median of ``|true - predicted|``, in units of the target.
-    r2_interval, mae_interval
-        95 % bootstrap percentiles over configurations, predictions held fixed.
-    """
-
-    r2: float
-    mae: float
-    median_absolute_error: float
-    r2_interval: tuple[float, float]
-    mae_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -127,8 +105,8 @@ class Prediction:
             "estimator": self.estimator,
             "per_layer": self.per_layer,
             "seed": self.seed,
-            **_plain(self.score),
-            "baselines": {name: _plain(score) for name, score in self.baselines.items()},
+            **self.score.summary(),
+            "baselines": {name: baseline.summary() for name, baseline in self.baselines.items()},
             # Folder names and no ids or paths: a sweep that is repeated elsewhere has the same summary.
             "excluded": [{"run": Path(run.path).name, "reason": run.reason} for run in self.excluded],
         }
@@ -178,12 +156,16 @@ def predict_performance(
         A stored file is missing, truncated or changed.
 
     Notes
-    ----- Runs that diverged within these epochs, lack weights at one of them, lack the target, or end within them are
+    -----
+    Runs that diverged within these epochs, lack weights at one of them, lack the target, or end within them are
     excluded and listed. Nested 5-fold cross-validation; runs whose hyper-parameters differ in the seed alone stay in
     one fold, unless all do [O]. Features: Vahedian et al., arXiv 2111.05410 [P]; statistics, models' grids and
     protocol [O]. Cost: reading ``epochs`` snapshots of the weights per run, then about two seconds of fitting for some
     dozens of runs.
     """
+    # Before the limit below, which holds only for libraries that are loaded: on a busy machine the boosting of a few
+    # runs by as many threads as there are cores took 30 s instead of 2.
+    import sklearn.ensemble  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     check_estimator_name(estimator)
@@ -287,40 +269,6 @@ def _evaluate(
     )
 
 
-def score(true: NDArray[np.float64], predicted: NDArray[np.float64], *, groups: Sequence[str], seed: int) -> Score:
-    """Judge predictions; the bootstrap draws whole configurations, since seeds of one are not independent."""
-    nothing = (float("nan"), float("nan"))
-    if not np.isfinite(predicted).all():
-        return Score(float("nan"), float("nan"), float("nan"), nothing, nothing)
-    error = np.abs(true - predicted)
-    members = [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
-    generator = np.random.default_rng(seed)
-    r2s, maes = [], []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
-        r2s.append(_r2(true[drawn], predicted[drawn]))
-        maes.append(error[drawn].mean())
-    return Score(
-        r2=_r2(true, predicted),
-        mae=float(error.mean()),
-        median_absolute_error=float(np.median(error)),
-        r2_interval=_interval(r2s),
-        mae_interval=_interval(maes),
-    )
-
-
-def _r2(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
-    """Return 1 - residual / total; NaN where the drawn runs all have one value."""
-    total = float(((true - true.mean()) ** 2).sum())
-    return 1.0 - float(((true - predicted) ** 2).sum()) / total if total > 0 else float("nan")
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    finite = np.array(values)[np.isfinite(values)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (np.nan, np.nan)
-    return float(low), float(high)
-
-
 def _canonical_order(runs: Sequence[EarlyRun]) -> list[int]:
     """Order runs by what they hold: ids are random, so a repeated sweep would be split in another way."""
     keys = [(configuration_of(run.hyperparameters), tuple(run.features.values()), run.final) for run in runs]
@@ -333,18 +281,3 @@ def _groups(runs: Sequence[EarlyRun]) -> list[str]:
     if len(set(configurations)) > 1:
         return configurations
     return [f"run {position:06d}" for position in range(len(runs))]
-
-
-def _plain(score: Score) -> dict[str, Any]:
-    """Return a score as JSON values."""
-    return {
-        "r2": _finite(score.r2),
-        "mae": _finite(score.mae),
-        "median_absolute_error": _finite(score.median_absolute_error),
-        "r2_interval": [_finite(bound) for bound in score.r2_interval],
-        "mae_interval": [_finite(bound) for bound in score.mae_interval],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -13,46 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dynome_analysis.prediction.layered import rolled_graph
-from dynome_analysis.prediction.signature import feature_names, graph_signature, layer_signature
-from dynome_analysis.prediction.structure import rolled_structure
-from dynome_analysis.reading import SnapshotReader
+from dynome_analysis.prediction.recorded import UnusableRunError, weight_signature
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
-    import xarray as xr
-    from numpy.typing import NDArray
 
-    from dynome_analysis.prediction.structure import LayeredStructure
     from dynome_analysis.recording import Recording
 
 __all__ = [
     "DivergedRunError",
     "EarlyRun",
-    "UnusableRunError",
     "as_recordings",
     "early_features",
     "early_run",
     "feature_table",
-    "weight_signature",
 ]
-
-
-class UnusableRunError(InvalidDataError):
-    """A run lacks what prediction needs.
-
-    Attributes
-    ----------
-    reason
-        Why, without the run's path: the same for a copy elsewhere.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.reason = reason
 
 
 class DivergedRunError(UnusableRunError):
@@ -92,62 +70,6 @@ class EarlyRun:
     def divergence(self) -> str:
         """What to say about a diverged run."""
         return f"diverged: the weights hold NaN or infinity at epoch {self.diverged_at}"
-
-
-def weight_signature(
-    recording: Recording, *, epochs: Sequence[int] | None = None, per_layer: bool = False
-) -> xr.Dataset:
-    """Summarise the rolled weight graph of every recorded snapshot.
-
-    Parameters
-    ----------
-    recording : Recording
-        With weights and a layer graph.
-    epochs : sequence of int, optional
-        Completed epochs, each with a snapshot of the weights; by default every complete epoch that has one.
-    per_layer : bool, default False
-        One set of statistics per layer instead of one for all vertices.
-
-    Returns
-    -------
-    Dataset
-        ``signature`` float64 (snapshot, feature): median, mean, std, skewness, kurtosis of weighted degree and of
-        eigenvector centrality, as `graph_signature` defines them; ``diverged`` bool (snapshot): the weights hold NaN
-        or infinity, and the row of ``signature`` is NaN. Coordinates ``epoch`` (snapshot) and ``feature``; attributes
-        say which recording, how many vertices and edges.
-
-    Raises
-    ------
-    UnusableRunError
-        Epochs without a snapshot, weights or layers that make no graph; the text names the recording.
-    CorruptRecordingError
-        A stored file is missing, truncated or changed.
-
-    Notes
-    ----- METHODS.md section 6. Cost: reads the weights of each snapshot once, one snapshot in memory at a time; a few
-    milliseconds per snapshot for a million edges.
-    """
-    import xarray as xr
-
-    from dynome_analysis.provenance import provenance
-
-    structure = _structure(recording)
-    chosen = _complete_epochs(recording) if epochs is None else [int(epoch) for epoch in epochs]
-    rows = [
-        _summarise(recording, structure, weights, epoch=epoch, per_layer=per_layer)
-        for epoch, weights in zip(chosen, _weights(recording, structure, chosen))
-    ]
-    names = feature_names(structure, per_layer=per_layer)
-    values = np.array([[row.get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), len(names))
-    return xr.Dataset(
-        {
-            "signature": (("snapshot", "feature"), values),
-            "diverged": ("snapshot", np.array([not row for row in rows])),
-        },
-        coords={"epoch": ("snapshot", np.array(chosen, dtype=np.int64)), "feature": names},
-        attrs=provenance("weight_signature", {"per_layer": per_layer}, recording=recording.id)
-        | {"n_vertices": structure.n_vertices, "n_edges": structure.n_edges},
-    )
 
 
 def early_features(
@@ -192,7 +114,8 @@ def early_features(
         Nothing given, a recording given twice, or bad ``epochs`` or ``diverged``.
 
     Notes
-    ----- Concatenated signatures of the first T snapshots: Vahedian et al., arXiv 2111.05410 [P]; which statistics:
+    -----
+    Concatenated signatures of the first T snapshots: Vahedian et al., arXiv 2111.05410 [P]; which statistics:
     METHODS.md section 6. Cost: that of `weight_signature` on ``epochs`` snapshots of every recording.
     """
     import pandas as pd
@@ -307,56 +230,3 @@ def _target(recording: Recording, target: str, epochs: int) -> tuple[int, float,
         raise UnusableRunError(recording.path, reason)
     known = values[at == epochs]
     return last, final, float(known[0]) if known.size else float("nan")
-
-
-def _structure(recording: Recording) -> LayeredStructure:
-    try:
-        return rolled_structure(recording.manifest.run["model"])
-    except InvalidDataError as error:
-        raise UnusableRunError(recording.path, str(error)) from error
-
-
-def _complete_epochs(recording: Recording) -> list[int]:
-    return sorted({record.epoch for record, _ in recording.manifest.snapshots("weights") if record.epoch_complete})
-
-
-def _weights(
-    recording: Recording, structure: LayeredStructure, epochs: Sequence[int]
-) -> Iterator[dict[str, NDArray[np.floating[Any]]]]:
-    """Yield the weights at the end of each epoch."""
-    positions = {
-        record.epoch: position
-        for position, (record, _) in enumerate(recording.manifest.snapshots("weights"))
-        if record.epoch_complete
-    }
-    missing = [epoch for epoch in epochs if epoch not in positions]
-    if missing or not positions:
-        what = f"epochs {', '.join(map(str, missing))}" if missing else "a complete epoch"
-        has = ", ".join(map(str, sorted(positions))) or "none"
-        reason = f"no weights of {what} were recorded (there are: {has}); record with weights=every(epochs=1)"
-        raise UnusableRunError(recording.path, reason)
-    described = recording.manifest.weights
-    unrecorded = [parameter for parameter in structure.parameters if parameter not in described]
-    if unrecorded:
-        raise UnusableRunError(recording.path, f"the weight {unrecorded[0]!r} was not recorded")
-    reader = SnapshotReader.of(recording.manifest, "weights", {name: described[name] for name in structure.parameters})
-    for epoch in epochs:
-        yield {name: reader.read(name, positions[epoch]) for name in structure.parameters}
-
-
-def _summarise(
-    recording: Recording,
-    structure: LayeredStructure,
-    weights: Mapping[str, NDArray[np.floating[Any]]],
-    *,
-    epoch: int,
-    per_layer: bool,
-) -> dict[str, float]:
-    """Return one snapshot's signature, or nothing where the weights are not finite."""
-    if not all(np.isfinite(weight).all() for weight in weights.values()):
-        return {}
-    try:
-        graph = rolled_graph(structure, weights)
-        return layer_signature(graph) if per_layer else graph_signature(graph)
-    except InvalidDataError as error:
-        raise UnusableRunError(recording.path, f"epoch {epoch}: {error}") from error

@@ -37,7 +37,8 @@ def distribution(values: NDArray[np.floating[Any]]) -> dict[str, float]:
         they are not defined, and a network whose units are all alike must not become a missing feature.
 
     Notes
-    ----- The five aggregators of NetSimile (Berlingerio, Koutra, Eliassi-Rad, Faloutsos, 2012) [O: a co-author's]. O(n
+    -----
+    The five aggregators of NetSimile (Berlingerio, Koutra, Eliassi-Rad, Faloutsos, 2012) [O: a co-author's]. O(n
     log n).
     """
     values = np.asarray(values, dtype=np.float64)

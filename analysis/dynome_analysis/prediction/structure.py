@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynome_analysis.prediction.vertices import VertexForest, VertexGroup
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Connection", "LayeredStructure", "VertexGroup", "rolled_structure"]
+__all__ = ["Connection", "LayeredStructure", "rolled_structure"]
 
 MODEL_INPUT = -1
 CONVOLUTIONS = frozenset({"Conv1d", "Conv2d", "Conv3d"})
@@ -29,29 +30,6 @@ NORMALISATIONS = frozenset(
 )
 
 Axis = Literal["first", "last"]
-
-
-@dataclass(frozen=True)
-class VertexGroup:
-    """Vertices of one layer, numbered from ``start``.
-
-    Attributes
-    ----------
-    name
-        ``"input"``, or the layer: module path, ``@call`` behind it from the second call on. Layers whose outputs are
-        added share their vertices and are joined by ``+``.
-    start, size
-        First vertex, number of vertices.
-    """
-
-    name: str
-    start: int
-    size: int
-
-    @property
-    def vertices(self) -> slice:
-        """Where the group lies in a vector over all vertices."""
-        return slice(self.start, self.start + self.size)
 
 
 @dataclass(frozen=True)
@@ -134,11 +112,13 @@ def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None 
         cannot be followed through a layer. The text names the layer.
 
     Notes
-    ----- Vahedian et al., arXiv 2111.05410: rolled graph [P]; projection shortcuts connect a block's input vertices
+    -----
+    Vahedian et al., arXiv 2111.05410: rolled graph [P]; projection shortcuts connect a block's input vertices
     with its output vertices [P]; identity shortcuts make no edges [P], or edges of a given weight [O]. Ours [O]: a
     module that is called twice has vertices for each call; an input that only fully connected layers read has one
     vertex per feature, not per channel (one vertex for a whole grey image would leave nothing of the first layer).
-    Cost: O(layers^2), no weights read.
+    Pooling by a function between a convolution and a flatten is allowed for, so two poolings that a function
+    concatenates are taken for one [O]. Cost: O(layers^2), no weights read.
     """
     layers: list[dict[str, Any]] = list(model.get("layers") or ())
     if not layers:
@@ -153,8 +133,8 @@ def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None 
 class _Signal:
     """What flows between layers: the vertices its channels are, and how the channels lie in the tensor.
 
-    ``pixels`` is the number of values per channel, None while unknown; ``joined`` tells that more than one group met
-    here.
+    ``pixels`` is the number of values per channel, None while unknown, 0 where branches differ in it; ``joined`` tells
+    that more than one layer's output met here.
     """
 
     group: int
@@ -177,11 +157,7 @@ class _Builder:
         self.first_name = {name: entry.get("alias_of") or name for name, entry in listed.items()}
         self.shapes = {name: tuple(entry["shape"]) for name, entry in listed.items()}
         self.identity_weight = identity_weight
-        self.names: list[str] = []
-        self.sizes: list[int] = []
-        self.merged_into: list[int] = []  # a forest: groups whose outputs are added become one
-        self.parents: list[set[int]] = []
-        self.bypassed: list[tuple[int, int]] = []
+        self.vertices = VertexForest()
         self.signals: dict[int, _Signal] = {}
         self.connections: list[Connection] = []
 
@@ -190,7 +166,7 @@ class _Builder:
             self.check_kind(layer)
         self.check_every_matrix_has_a_layer()
         size, axis = self.describe_input()
-        self.signals[MODEL_INPUT] = _Signal(self.new_group("input", size, set()), None, axis)
+        self.signals[MODEL_INPUT] = _Signal(self.vertices.add("input", size), None, axis)
         for layer in self.layers:
             if self.is_weighted(layer):
                 self.connect(layer)
@@ -217,8 +193,8 @@ class _Builder:
         for name, shape in self.shapes.items():
             if len(shape) >= 2 and self.first_name[name] not in used:
                 raise InvalidDataError(
-                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown; weights must"
-                    " be used through modules (nn.Linear, nn.Conv2d), not through functions"
+                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown;"
+                    " weights must be used through modules (nn.Linear, nn.Conv2d), not through functions"
                 )
 
     def weight_shape(self, layer: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -249,29 +225,7 @@ class _Builder:
             )
         return features, "last"
 
-    # Vertex groups
-
-    def new_group(self, name: str, size: int, parents: set[int]) -> int:
-        self.names.append(name)
-        self.sizes.append(size)
-        self.merged_into.append(len(self.names) - 1)
-        self.parents.append(parents)
-        return len(self.names) - 1
-
-    def find(self, group: int) -> int:
-        while self.merged_into[group] != group:
-            group = self.merged_into[group]
-        return group
-
-    def ancestors(self, group: int) -> set[int]:
-        """Return every group upstream of one, by their present numbers."""
-        found: set[int] = set()
-        frontier = [group]
-        while frontier:
-            fresh = {self.find(parent) for parent in self.parents[frontier.pop()]} - found
-            found |= fresh
-            frontier += fresh
-        return found
+    # What flows into it
 
     def incoming(self, layer: Mapping[str, Any]) -> _Signal:
         """Join what reaches a layer: parallel branches share vertices; an addend from upstream is a shortcut."""
@@ -279,52 +233,30 @@ class _Builder:
         if unknown or not layer["sources"]:
             raise InvalidDataError(f"layer {_name(layer)!r}: the recording does not say which layers' outputs reach it")
         signals = [self.signals[source] for source in layer["sources"]]
-        groups = sorted({self.find(signal.group) for signal in signals})
-        if len({self.sizes[group] for group in groups}) > 1:
-            parts = ", ".join(f"{self.names[group]} ({self.sizes[group]})" for group in groups)
+        groups = sorted({self.vertices.find(signal.group) for signal in signals})
+        if len({self.vertices.sizes[group] for group in groups}) > 1:
+            parts = ", ".join(f"{self.vertices.names[group]} ({self.vertices.sizes[group]})" for group in groups)
             raise InvalidDataError(
                 f"layer {_name(layer)!r} reads {parts} together: only sums of equal numbers of channels can be"
                 " followed, not concatenations"
             )
-        shortcuts = {group for other in groups for group in self.ancestors(other)}.intersection(groups)
-        head = self.merge([group for group in groups if group not in shortcuts])
+        shortcuts = {group for other in groups for group in self.vertices.upstream(other)}.intersection(groups)
+        head = self.vertices.merge([group for group in groups if group not in shortcuts])
         for group in sorted(shortcuts, reverse=True):
-            self.bypass(group, head)
-        pixels = max((signal.pixels for signal in signals if signal.pixels is not None), default=None)
-        axis = next(signal.axis for signal in signals if self.find(signal.group) == head)
-        joined = len(groups) > 1 or any(signal.joined for signal in signals)
-        signal = _Signal(head, pixels, axis, joined)
-        return self.follow(signal, layer["input_shape"], layer)
-
-    def merge(self, groups: Sequence[int]) -> int:
-        """Let groups, none upstream of another, be one; the first number stays, so that call order is kept."""
-        first, *others = groups
-        for other in others:
-            self.merged_into[other] = first
-            self.names[first] += "+" + self.names[other]
-            self.parents[first] |= self.parents[other]
-        return first
-
-    def bypass(self, group: int, head: int) -> None:
-        """Note an identity shortcut, unless a chain of shortcuts leads there: functions in between are not seen."""
-        reached, frontier = {head}, [head]
-        while frontier:
-            target = frontier.pop()
-            fresh = {self.find(first) for first, second in self.bypassed if self.find(second) == target} - reached
-            reached |= fresh
-            frontier += fresh
-        if group in reached:
-            return
-        self.bypassed.append((group, head))
-        if self.identity_weight is not None:
-            shape = (self.sizes[head], 1, 1)
-            self.connections.append(
-                Connection(self.names[head], None, group, head, shape, identity_weight=self.identity_weight)
-            )
+            if self.vertices.bypass(group, head) and self.identity_weight is not None:
+                name, shape = self.vertices.names[head], (self.vertices.sizes[head], 1, 1)
+                self.connections.append(
+                    Connection(name, None, group, head, shape, identity_weight=self.identity_weight)
+                )
+        axis = next(signal.axis for signal in signals if self.vertices.find(signal.group) == head)
+        known = {signal.pixels for signal in signals if signal.pixels is not None}
+        pixels = None if not known else known.pop() if len(known) == 1 else 0
+        joined = len(signals) > 1 or signals[0].joined
+        return self.follow(_Signal(head, pixels, axis, joined), layer["input_shape"], layer)
 
     def follow(self, signal: _Signal, shape: Sequence[int] | None, layer: Mapping[str, Any]) -> _Signal:
         """Find the channels again in a tensor of this shape (without the batch axis)."""
-        channels = self.sizes[signal.group]
+        channels = self.vertices.sizes[signal.group]
         if not shape:
             return signal
         values = prod(shape)
@@ -341,8 +273,8 @@ class _Builder:
             axis = signal.axis if ends[signal.axis] == channels else other
             return replace(signal, pixels=values // channels, axis=axis)
         raise InvalidDataError(
-            f"layer {_name(layer)!r}: the {channels} channels of {self.names[signal.group]} cannot be followed into a"
-            f" tensor of shape {tuple(shape)}; concatenations and reshapes that mix channels have no rule"
+            f"layer {_name(layer)!r}: the {channels} channels of {self.vertices.names[signal.group]} cannot be followed"
+            f" into a tensor of shape {tuple(shape)}; concatenations and reshapes that mix channels have no rule"
         )
 
     # Edges
@@ -351,7 +283,7 @@ class _Builder:
         """Make the vertices of a convolution or linear layer and connect them with what it reads."""
         parameter, shape = self.weight_shape(layer)
         signal = self.incoming(layer)
-        channels = self.sizes[signal.group]
+        channels = self.vertices.sizes[signal.group]
         read = tuple(layer["input_shape"] or ())
         partitions, pixels = 1, 1
         axis: Axis = signal.axis
@@ -367,10 +299,10 @@ class _Builder:
         if not fits:
             raise InvalidDataError(
                 f"layer {_name(layer)!r}: its weight of shape {shape} does not fit the {channels} channels of"
-                f" {self.names[signal.group]}, which reach it as {read}"
+                f" {self.vertices.names[signal.group]}, which reach it as {read}"
             )
         source = signal.group
-        target = self.new_group(_name(layer), shape[0], {source})
+        target = self.vertices.add(_name(layer), shape[0], parents=[source])
         block = (partitions, shape[0] // partitions, channels // partitions)
         self.connections.append(Connection(_name(layer), parameter, source, target, block, pixels, axis))
         output = layer["output_shape"] or (shape[0],)
@@ -378,20 +310,14 @@ class _Builder:
         self.signals[layer["index"]] = _Signal(target, prod(output) // shape[0], axis)
 
     def finish(self) -> LayeredStructure:
-        """Number the vertices and let connections point at the groups that are left after merging."""
-        groups: list[VertexGroup] = []
-        number: dict[int, int] = {}
-        start = 0
-        for group, size in enumerate(self.sizes):
-            if self.find(group) == group:
-                number[group] = len(groups)
-                groups.append(VertexGroup(self.names[group], start, size))
-                start += size
+        """Let connections point at the groups that are left after merging."""
+        groups, places = self.vertices.number()
+        find = self.vertices.find
         connections = tuple(
-            replace(link, source=number[self.find(link.source)], target=number[self.find(link.target)])
+            replace(link, source=places[find(link.source)], target=places[find(link.target)])
             for link in self.connections
         )
-        return LayeredStructure(tuple(groups), connections)
+        return LayeredStructure(groups, connections)
 
 
 def _name(layer: Mapping[str, Any]) -> str:
