@@ -115,7 +115,7 @@ def find_engine(engine: Engine = "auto") -> Engine:
 def rips_distances(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return ``1 - connectome`` as float32 (unit, unit) with diagonal 0; weights above 1 count as 1."""
     weights = check_connectome(connectome)
-    distances = np.maximum(np.float32(1) - weights, np.float32(0))
+    distances: NDArray[np.float32] = np.maximum(np.float32(1) - weights, np.float32(0))
     np.fill_diagonal(distances, 0)
     return distances
 

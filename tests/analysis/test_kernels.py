@@ -2,11 +2,12 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import dynome_analysis.kernels
-from dynome_analysis.kernels.flags import KERNEL_FLAGS
+from dynome_analysis.kernels.flags import KERNEL_FLAGS, kernel
 from dynome_analysis.kernels.multiset import subtract_sorted_multiset
 from dynome_analysis.kernels.symmetry import TILE, is_symmetric
 
@@ -26,6 +27,12 @@ def test_every_kernel_is_compiled_with_the_flags_of_the_package() -> None:
     assert not KERNEL_FLAGS["fastmath"]
     assert not KERNEL_FLAGS["parallel"]
     assert KERNEL_FLAGS["nogil"]
+
+
+def test_a_kernel_compiles_where_nothing_can_be_cached() -> None:
+    names: dict[str, Any] = {}
+    exec("def double(value):\n    return 2 * value", names)  # a function without a file has nowhere to be cached
+    assert kernel(names["double"])(21) == 42
 
 
 def test_a_multiset_that_is_not_contained_is_noticed_and_nothing_overruns() -> None:

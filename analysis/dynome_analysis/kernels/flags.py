@@ -24,5 +24,9 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 
 def kernel(function: Function) -> Function:
     """Compile a function with the flags of this package."""
-    compiled: Function = numba.njit(**KERNEL_FLAGS)(function)
+    compiled: Function
+    try:
+        compiled = numba.njit(**KERNEL_FLAGS)(function)
+    except RuntimeError:  # no folder that numba may write to: compile in every process instead of not at all
+        compiled = numba.njit(**{**KERNEL_FLAGS, "cache": False})(function)
     return compiled

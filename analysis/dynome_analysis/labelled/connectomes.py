@@ -99,8 +99,8 @@ def correlate_snapshot(
         sites = list(dict.fromkeys(str(site) for site in reader.labels[bad]))
         raise InvalidDataError(
             f"{reader.recording}: activations of {', '.join(sites)} hold NaN or infinity at {reader.moment(position)} "
-            f"in {bad.size} of {activations.shape[1]} units; a connectome needs finite values: choose other sites, or end "
-            "the recording before the run diverged"
+            f"in {bad.size} of {activations.shape[1]} units; a connectome needs finite values: choose other sites, "
+            "or end the recording before the run diverged"
         ) from error
 
 
