@@ -24,7 +24,7 @@ __all__ = ["Progress", "compute"]
 class Progress(Protocol):
     """Called as work goes on, from any thread; ``done`` rises from 0 to ``total``."""
 
-    def __call__(self, description: str, done: int, total: int) -> None:
+    def __call__(self, description: str, done: int, total: int, /) -> None:
         """Take note that ``done`` of ``total`` parts of the work named ``description`` are done."""
         ...
 
