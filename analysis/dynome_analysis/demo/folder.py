@@ -1,6 +1,6 @@
 """The demo's output folder: whose it is, whether it can be gone on with, and starting over.
 
-The marker file ``demo.json`` is written before anything else. It says that the demo made the folder, so that ``--fresh``
+The marker file ``demo.json`` is written first. It says that the demo made the folder, so that ``--fresh``
 may delete there, and with which settings, so that results of two settings never mix.
 """
 

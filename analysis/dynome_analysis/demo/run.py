@@ -14,7 +14,7 @@ from dynome_analysis.datasets import DatasetName, load_dataset
 from dynome_analysis.demo.folder import open_demo_folder, write_text
 from dynome_analysis.demo.settings import demo_settings
 from dynome_analysis.demo.summary import encode_summary, summarize
-from dynome_recorder.errors import InvalidArgumentError, MissingExtraError, RecordingNotFoundError
+from dynome_recorder.errors import InvalidArgumentError, RecordingNotFoundError
 
 if TYPE_CHECKING:
     import os
@@ -71,8 +71,6 @@ def run_demo(
         Unknown data set, a negative seed, or an ``out`` that is not the demo's to write.
     InvalidDataError, CorruptRecordingError, RecordingLockedError, StorageError
         A file that is missing, changed, in use, or cannot be written; each says which and the way out.
-    MissingExtraError
-        Torch is not installed.
 
     Notes
     -----
@@ -131,12 +129,8 @@ def _train_all(
     tell(_state_of(folder, runs, done, fresh=fresh))
     if not open_runs:
         return
-    try:
-        from dynome_analysis.demo.training import TensorSplits, train
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            'the demo trains networks and needs torch: install it with pip install "dynome[torch,analysis]"'
-        ) from error
+    from dynome_analysis.demo.training import TensorSplits, train  # late: a complete demo needs no torch
+
     tensors = TensorSplits(data)
     total = sum(run.epochs for run in runs)
     finished = sum(min(done[run.name], run.epochs) for run in runs)
@@ -151,6 +145,7 @@ def _train_all(
         )
         finished = before + run.epochs
         shutil.rmtree(folder.checkpoints(run.name), ignore_errors=True)
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
 
 
 def _report_epoch(progress: Progress, before: int, total: int, epoch: int) -> None:

@@ -46,9 +46,9 @@ class RunSettings:
     momentum: float = 0.9
     batch_size: int = 32
 
-    def hyperparameters(self) -> dict[str, float]:
+    def hyperparameters(self) -> dict[str, float | int]:
         """Return what varies between runs, as recorded and as the hyper-parameter baseline sees it."""
-        return {"learning_rate": self.learning_rate, "dropout": self.dropout, "width": float(self.hidden[0])}
+        return {"learning_rate": self.learning_rate, "dropout": self.dropout, "width": self.hidden[0]}
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ _VALIDATION_SIZE = {"digits": 200, "mnist": 1000, "fashion-mnist": 1000}
 
 
 def demo_settings(dataset: DatasetName, *, quick: bool, seed: int) -> DemoSettings:
-    """Return the settings of the demo: 40 epochs and 36 short runs, or 20 epochs and 12 shorter runs if ``quick``."""
+    """Return the settings of the demo: 40 epochs and 48 short runs, or 20 epochs and 12 shorter runs if ``quick``."""
     learning_rates: tuple[float, ...] = (0.003, 0.03, 0.1) if quick else (0.003, 0.01, 0.03, 0.1)
     dropouts: tuple[float, ...] = (0.0, 0.5) if quick else (0.0, 0.25, 0.5)
-    widths: tuple[int, ...] = (16, 64) if quick else (16, 32, 64)
+    widths: tuple[int, ...] = (16, 64) if quick else (16, 32, 64, 128)
     sweep = tuple(
         RunSettings(
             name=f"sweep-{number:02d}",

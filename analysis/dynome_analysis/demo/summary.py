@@ -10,6 +10,7 @@ import json
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def summarize(
             **{name: learning_rate[name].values.tolist() for name in ("distance", "z", "gain", "envelope", "rate")},
             "state": [str(state) or None for state in learning_rate["state"].values],
         },
-        "prediction": prediction.summary(),
+        "prediction": _prediction_of(prediction),
         "settings": dict(settings),
         "versions": package_versions(),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
@@ -106,6 +107,12 @@ def package_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+def _prediction_of(prediction: Prediction) -> dict[str, Any]:
+    """Return the prediction's summary with runs named by their folder: ids and whole paths differ from demo to demo."""
+    excluded = [Path(run.path).name for run in prediction.excluded]
+    return {**prediction.summary(), "excluded": excluded}
 
 
 def _stopping_of(rule: xr.Dataset) -> dict[str, float | int | None]:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["closing_table"]
 
 RULES = {
-    "top": "TOP, least change of the connectome",
-    "fp": "FP, strongest loops",
-    "vl": "VL, validation loss",
-    "oracle": "oracle, best test accuracy",
+    "top": "TOP: least change",
+    "fp": "FP: strongest loops",
+    "vl": "VL: validation loss",
+    "oracle": "oracle",
 }
 ESTIMATORS = {
     "mean": "mean of the other runs",
@@ -30,16 +30,16 @@ ESTIMATORS = {
 
 def closing_table(summary: Mapping[str, Any]) -> RenderableType:
     """Return the stopping and the prediction results of a demo's summary for a rich console."""
-    stopping = Table(title="Where each rule would have stopped", title_justify="left")
+    stopping = Table(title="Where each rule would have stopped, and the test accuracy there", title_justify="left")
     stopping.add_column("rule")
-    for name in ("best epoch", "stopped at", "test accuracy, best epoch", "test accuracy, stop"):
+    for name in ("best epoch", "accuracy", "stops after", "accuracy"):
         stopping.add_column(name, justify="right")
     for rule, row in summary["stopping"].items():
         stopping.add_row(
             RULES.get(rule, rule),
             _number(row["best_epoch"], "d"),
-            _number(row["trigger_epoch"], "d"),
             _number(row["test_accuracy_best"], ".1%"),
+            _number(row["trigger_epoch"], "d"),
             _number(row["test_accuracy_trigger"], ".1%"),
         )
     predicted = summary["prediction"]
@@ -51,7 +51,7 @@ def closing_table(summary: Mapping[str, Any]) -> RenderableType:
     prediction.add_column("predicted from")
     prediction.add_column("R²", justify="right")
     prediction.add_column("mean error, points", justify="right")
-    prediction.add_row("weight graph and connectome", *_scores(predicted))
+    prediction.add_row("weight graph", *_scores(predicted))
     for name, scores in predicted["baselines"].items():
         prediction.add_row(ESTIMATORS.get(name, name), *_scores(scores))
     counts = Text(

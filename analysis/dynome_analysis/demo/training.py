@@ -1,7 +1,7 @@
 """Train one network and record it: the only module of the analysis that imports torch.
 
 Every epoch seeds torch's generator anew, so an epoch depends on the state before it and on its number alone: a run that
-is killed and resumed ends with the same bits as one that was not. The checkpoint of an epoch is on disk before the epoch
+is killed and resumed ends with the same bits as one that was not. The checkpoint of an epoch is stored before the epoch
 is committed, so whatever epoch turns out to be committed has one.
 """
 
@@ -132,7 +132,7 @@ def _train_epoch(
     images, labels = data.tensors
     model.train()
     total = torch.zeros(())
-    for batch in torch.randperm(len(labels)).split(batch_size):
+    for batch in torch.split(torch.randperm(len(labels)), batch_size):
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 if TYPE_CHECKING:
     from bokeh.models import LayoutDOM
+    from numpy.typing import NDArray
 
-__all__ = ["Chapter", "Drawing", "Fact", "Section", "Table", "number", "percent", "plural"]
+__all__ = ["Chapter", "Drawing", "Fact", "Section", "Table", "describe", "number", "percent", "plural"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class Table:
         Texts as shown.
     folded : bool
         Whether it is folded away until asked for, as the numbers behind a figure are.
+    words : bool
+        Whether it holds words, which start at the left, and not numbers.
     """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     folded: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,15 @@ class Drawing:
         What one sees, in plain words, with its marks.
     description : str
         The same for a reader who cannot see it: what the curves do, in numbers.
-    half : bool
-        Whether two of them stand side by side where there is room.
+    size : {"whole", "half", "third", "square"}
+        Share of the page's width where there is room.
     """
 
     model: LayoutDOM
     title: str
     caption: str
     description: str
-    half: bool = False
+    size: Literal["whole", "half", "third", "square"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -86,19 +92,31 @@ class Chapter:
     title: str
     facts: tuple[Fact, ...] = ()
     findings: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...] = ()
 
 
-def number(value: float | None, form: str = ".4g") -> str:
+def number(value: float | None, form: str = ".3g") -> str:
     """Return a number as text, a dash where it is not defined."""
     return "–" if value is None or not math.isfinite(value) else format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:
     """Return a share in percent, a dash where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def describe(name: str, values: NDArray[Any]) -> str:
+    """Return a curve in words, for a reader who cannot see it."""
+    finite = np.asarray(values, np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return f"{name}: no values."
+    first, last, lowest, highest = (
+        number(float(value)) for value in (finite[0], finite[-1], finite.min(), finite.max())
+    )
+    return f"{name}: from {first} to {last}, lowest {lowest}, highest {highest}."

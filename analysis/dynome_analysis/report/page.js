@@ -1,4 +1,5 @@
 "use strict";
+Bokeh.set_log_level("warn");
 // Draws the figures, and gives them the colours of the reader's light or dark system.
 (() => {
   const {items, dark} = JSON.parse(document.getElementById("drawings").textContent);
@@ -45,6 +46,7 @@
     scheme.addEventListener("change", () => paint(scheme.matches));
     window.addEventListener("beforeprint", () => paint(false));
     window.addEventListener("afterprint", () => paint(scheme.matches));
+    for (const drawing of document.querySelectorAll(".drawing")) drawing.style.minHeight = "";
     document.documentElement.dataset.drawn = String(items.length);
   };
   draw();

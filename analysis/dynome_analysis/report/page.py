@@ -1,7 +1,7 @@
 """Put chapters, figures and their library into one HTML file that needs nothing else.
 
-What comes from a recording is text and stays text: the template escapes it, figures get it as data, and the page forbids
-itself any connection, so that even a hostile name can do nothing.
+What comes from a recording is text and stays text: the template escapes it, figures get it as data, and the page
+forbids itself any connection, so that even a hostile name can do nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from dynome_analysis.report.document import Chapter, Drawing, Section, Table, plural
 from dynome_analysis.report.evidence import gather
 from dynome_analysis.report.figures.style import THEME, dark_of
-from dynome_analysis.report.prediction import prediction_section
-from dynome_analysis.report.sections import recording_chapter
+from dynome_analysis.report.sections.chapter import recording_chapter
+from dynome_analysis.report.sections.prediction import prediction_section
 from dynome_recorder.errors import InvalidArgumentError, StorageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ PACKAGES = ("dynome", "numpy", "scipy", "scikit-learn", "numba", "xarray", "dask
 MARKS = Table(
     caption="Marks",
     header=("Mark", "Meaning"),
+    words=True,
     rows=(
         ("[P]", "stated by the paper, or read in its authors' code"),
         ("[G]", "from the same group's earlier paper or code"),
@@ -44,6 +45,7 @@ MARKS = Table(
 PAPERS = Table(
     caption="Papers",
     header=("Short", "Paper"),
+    words=True,
     rows=(
         ("TOP", "Wu, He, Songdechakraiwut: Data-Efficient Neural Training with Dynamic Connectomes, arXiv 2508.06817"),
         (
@@ -103,8 +105,8 @@ def write_report(
 
     Notes
     -----
-    What a recording has no data for is named in its section. Costs the analysis of each recording where that is not cached,
-    then about two seconds; the file is 1.3 MB plus a few hundred kB per recording.
+    What a recording has no data for is named in its section. Costs the analysis of each recording where that is not
+    cached, then about two seconds; the file is 1.3 MB plus a few hundred kB per recording.
     """
     from dynome_analysis.recording import open_recording
 
@@ -121,9 +123,10 @@ def write_report(
         for place, recording in enumerate(opened, start=1)
     ]
     chapters.append(_closing_chapter(prediction))
-    subtitle = opened[0].path.name if len(opened) == 1 else plural(len(opened), "recording")
+    what = f"Recording {opened[0].path.name}" if len(opened) == 1 else plural(len(opened), "recording")
+    subtitle = f"{what}; the stopping rules have a patience of {plural(patience, 'epoch')}."
     path = Path(out)
-    _write(path, render_page(chapters, title=title, subtitle=f"{subtitle} · patience of the rules: {patience} epochs"))
+    _write(path, render_page(chapters, title=title, subtitle=subtitle))
     return path
 
 
@@ -143,6 +146,8 @@ def render_page(chapters: Sequence[Chapter], *, title: str, subtitle: str) -> st
         title=title,
         subtitle=subtitle,
         chapters=chapters,
+        # With one recording, chapters are the page's own structure and need no headings.
+        headings=len(chapters) > 2,
         drawing_id=lambda drawing: places[id(drawing)],
         height_of=_height_of,
         css=package.joinpath("page.css").read_text(encoding="utf-8"),
@@ -181,10 +186,8 @@ def _embeddable(value: Any) -> str:
 def _height_of(drawing: Drawing) -> int:
     """Return the height that a figure will take, so that the page does not jump when it is drawn."""
     model: Any = drawing.model
-    children = getattr(model, "children", None)
-    if children is None:
-        return int(model.height)
-    return sum(int(child.height) for child in children) + int(model.spacing) * (len(children) - 1)
+    children = getattr(model, "children", [model])
+    return sum(int(child.height or 0) for child in children)
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bokeh.layouts import column
 from bokeh.models import BoxAnnotation, Span
 
-from dynome_analysis.report.figures.axes import frame, hover, legend_above, source, time_axis
+from dynome_analysis.report.figures.axes import frame, hover, legend_above, scale_for, source, time_axis
 from dynome_analysis.report.figures.style import LIGHT, STATE_COLORS
 
 if TYPE_CHECKING:
     import xarray as xr
     from bokeh.models import LayoutDOM
     from bokeh.plotting import figure
+    from numpy.typing import NDArray
 
 __all__ = ["constants_of", "learning_rate_figure"]
 
@@ -26,7 +27,9 @@ def constants_of(replayed: xr.Dataset) -> dict[str, float]:
     return constants
 
 
-def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, np.ndarray] | None = None) -> LayoutDOM:
+def learning_rate_figure(
+    replayed: xr.Dataset, trained_rate: tuple[NDArray[Any], NDArray[Any]] | None = None
+) -> LayoutDOM:
     """Draw distance, robust z-score with its thresholds, and rate, with the gate's states behind them.
 
     Parameters
@@ -57,7 +60,7 @@ def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, n
         ("gain", "@gain{0.000}"),
         ("rate", "@rate{0.00000}"),
     ]
-    distances = frame(height=170, x_label=label, y_label="distance")
+    distances = frame(height=170, x_label=label, y_label="distance", y_axis_type=scale_for(replayed["distance"].values))
     scores = frame(height=190, x_label=label, y_label="robust z", x_range=distances.x_range)
     rates = frame(height=230, x_label=label, y_label="learning rate", x_range=distances.x_range)
 
@@ -73,9 +76,7 @@ def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, n
             level = float(constants[f"{name}_{threshold}"])
             scores.add_layout(Span(location=level, dimension="width", line_color=LIGHT[color], line_dash=dash))
 
-    line = rates.line(
-        "time", "rate", source=data, line_color=LIGHT["blue"], line_width=2.5, legend_label="replayed rate"
-    )
+    line = rates.line("time", "rate", source=data, line_color=LIGHT["blue"], line_width=2.5, legend_label="replayed")
     rates.line(
         "time",
         "envelope",
@@ -83,7 +84,7 @@ def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, n
         line_color=LIGHT["gray"],
         line_dash="dashed",
         line_width=1.5,
-        legend_label="envelope alone (gain 1)",
+        legend_label="envelope",
     )
     if trained_rate is not None:
         rates.line(
@@ -91,7 +92,7 @@ def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, n
             line_color=LIGHT["ink"],
             line_dash="dotted",
             line_width=1.5,
-            legend_label="rate that the run was trained with",
+            legend_label="as trained",
         )
     hover(rates, [line], tips, mode="vline")
     legend_above(rates)
@@ -102,7 +103,7 @@ def learning_rate_figure(replayed: xr.Dataset, trained_rate: tuple[np.ndarray, n
     return column(distances, scores, rates, sizing_mode="stretch_width", spacing=4)
 
 
-def _shade_states(plot: figure, time: np.ndarray, states: list[str]) -> None:
+def _shade_states(plot: figure, time: NDArray[Any], states: list[str]) -> None:
     """Shade the time between a decision and the next by the state that it was made in; neutral stays blank."""
     for place, state in enumerate(states):
         if state in ("STABLE", "UNSTABLE"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bokeh.models import FactorRange, Slope
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["error_figure", "prediction_figure"]
 
 
-def prediction_figure(
-    names: Sequence[str], true: NDArray[np.floating], predicted: NDArray[np.floating], *, percent: bool
-) -> figure:
+def prediction_figure(names: Sequence[str], true: NDArray[Any], predicted: NDArray[Any], *, percent: bool) -> figure:
     """Draw a point per run; on the line the prediction is exact.
 
     Parameters
@@ -53,14 +51,14 @@ def prediction_figure(
     return plot
 
 
-def error_figure(methods: Sequence[str], errors: NDArray[np.floating], *, percent: bool) -> figure:
+def error_figure(methods: Sequence[str], errors: NDArray[Any], *, percent: bool) -> figure:
     """Draw the mean absolute error of each method, the first one in colour and the baselines in gray."""
     scale, unit = (100.0, ", points") if percent else (1.0, "")
     colors = [LIGHT["blue"], *[LIGHT["gray"]] * (len(methods) - 1)]
     values = scale * np.asarray(errors, np.float64)
     plot = frame(
         height=70 + 34 * len(methods),
-        x_label=f"mean absolute error{unit} (shorter is better)",
+        x_label=f"mean absolute error{unit}",
         y_label="",
         y_range=FactorRange(*list(methods)[::-1]),
         x_range=(0.0, float(np.nanmax(values)) * 1.08 or 1.0),

@@ -8,7 +8,7 @@ import numpy as np
 from bokeh.layouts import column
 from bokeh.models import FactorRange, Range1d, Span
 
-from dynome_analysis.report.figures.axes import frame, hover, legend_above, source
+from dynome_analysis.report.figures.axes import frame, hover, legend_above, scale_for, source
 from dynome_analysis.report.figures.style import LIGHT, RULE_COLORS
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ def training_figure(metrics: xr.Dataset, stopping: xr.Dataset | None) -> LayoutD
     return column(*panels, sizing_mode="stretch_width", spacing=4)
 
 
-def signal_figure(stopping: xr.Dataset, rule: str, y_label: str) -> figure:
+def signal_figure(stopping: xr.Dataset, rule: str, y_label: str, *, logarithmic: bool) -> figure:
     """Draw what one rule watches over the epochs, with its best epoch and the epoch at which it would have stopped."""
     row = stopping.sel(rule=rule)
     values = row["signal"].values
     shown = np.isfinite(values)
     epochs, values = stopping["epoch"].values[shown], values[shown]
     color = LIGHT[RULE_COLORS.get(rule, "gray")]
-    plot = frame(height=200, x_label="epoch", y_label=y_label)
+    plot = frame(height=210, x_label="epoch", y_label=y_label, y_axis_type=scale_for(values) if logarithmic else "auto")
     line = plot.line(
         "epoch", "value", source=source({"epoch": epochs, "value": values}), line_color=color, line_width=2
     )
@@ -85,8 +85,15 @@ def signal_figure(stopping: xr.Dataset, rule: str, y_label: str) -> figure:
 def _metric_panel(
     metrics: xr.Dataset, names: Sequence[str], y_label: str, x_range: Range1d, *, percent: bool
 ) -> figure:
-    plot = frame(height=230, x_label="epoch", y_label=y_label, x_range=x_range)
     scale = 100.0 if percent else 1.0
+    values = np.concatenate([metrics[name].values for name in names])
+    plot = frame(
+        height=230,
+        x_label="epoch",
+        y_label=y_label,
+        x_range=x_range,
+        y_axis_type="auto" if percent else scale_for(values),
+    )
     columns: dict[str, Any] = {"epoch": metrics["epoch"].values}
     columns |= {f"metric{place}": scale * metrics[name].values for place, name in enumerate(names)}
     data = source(columns)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, FixedTicker, LinearColorMapper
+from bokeh.models import ColorBar, ColumnDataSource, FixedTicker, LinearColorMapper, LogColorMapper
 from bokeh.palettes import Viridis256
 
-from dynome_analysis.report.figures.axes import frame, hover, legend_above, source, time_axis
+from dynome_analysis.report.figures.axes import frame, hover, legend_above, scale_for, source, time_axis
 from dynome_analysis.report.figures.style import LIGHT
 
 if TYPE_CHECKING:
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QUANTILES",
-    "change_figure",
     "dead_units_figure",
     "distance_matrix_figure",
     "fan_figure",
-    "loops_figure",
     "reconfiguration_figure",
+    "series_figure",
 ]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,20 +39,13 @@ def reconfiguration_figure(analysis: xr.Dataset) -> figure:
         "halves": analysis["noise_floor_two_halves"].values,
     }
     values = np.concatenate([columns[name] for name in ("deaths", "births", "paired", "halves")])
-    finite = values[np.isfinite(values)]
-    plot = frame(
-        height=320,
-        x_label=label,
-        y_label="distance to the snapshot before",
-        # A logarithmic axis shows how far above the floor a distance is; it has no place for a zero.
-        y_axis_type="log" if finite.size and finite.min() > 0 else "linear",
-    )
+    plot = frame(height=320, x_label=label, y_label="distance to the snapshot before", y_axis_type=scale_for(values))
     data = source(columns)
     styles = {
         "deaths": ("blue", "solid", 2.5, "deaths (loops)"),
         "births": ("orange", "solid", 1.5, "births (components)"),
-        "paired": ("gray", "dashed", 1.5, "paired noise floor of deaths"),
-        "halves": ("gray", "dotted", 1.5, "two-halves noise floor of deaths"),
+        "paired": ("gray", "dashed", 1.5, "paired floor of deaths"),
+        "halves": ("gray", "dotted", 1.5, "two-halves floor of deaths"),
     }
     lines = {
         name: plot.line(
@@ -71,12 +63,6 @@ def reconfiguration_figure(analysis: xr.Dataset) -> figure:
     hover(plot, [lines["deaths"]], [(label, "@time"), *tips], mode="vline")
     legend_above(plot)
     return plot
-
-
-def change_figure(analysis: xr.Dataset, metric: str, y_label: str, color: str) -> figure:
-    """Draw one more distance between consecutive snapshots: ``reconfiguration_<metric>``."""
-    time, label = time_axis(analysis)
-    return _series_figure(time, analysis[f"reconfiguration_{metric}"].values, label, y_label, color)
 
 
 def fan_figure(analysis: xr.Dataset, name: str, y_label: str, color: str) -> figure:
@@ -106,14 +92,14 @@ def fan_figure(analysis: xr.Dataset, name: str, y_label: str, color: str) -> fig
         ("5 %", "@low{0.000}"),
     ]
     hover(plot, [line], [(label, "@time"), *tips], mode="vline")
-    legend_above(plot)
+    legend_above(plot, columns=2)
     return plot
 
 
-def loops_figure(analysis: xr.Dataset) -> figure:
-    """Draw functional persistence, the L2 norm of the H1 lifetimes."""
+def series_figure(analysis: xr.Dataset, name: str, y_label: str, color: str) -> figure:
+    """Draw one number per snapshot, such as ``functional_persistence`` or ``reconfiguration_frobenius``."""
     time, label = time_axis(analysis)
-    return _series_figure(time, analysis["functional_persistence"].values, label, "functional persistence", "green")
+    return _line_figure(time, analysis[name].values, label, y_label, color)
 
 
 def dead_units_figure(analysis: xr.Dataset) -> figure:
@@ -121,7 +107,7 @@ def dead_units_figure(analysis: xr.Dataset) -> figure:
     time, label = time_axis(analysis)
     counts = analysis["dead_units"].values
     top = max(1.0, float(counts.max()) * 1.1)
-    return _series_figure(time, counts, label, "dead units", "purple", y_range=(0, top), form="0")
+    return _line_figure(time, counts, label, "dead units", "purple", y_range=(0, top), form="0")
 
 
 def distance_matrix_figure(analysis: xr.Dataset) -> figure:
@@ -130,9 +116,10 @@ def distance_matrix_figure(analysis: xr.Dataset) -> figure:
     matrix = np.asarray(analysis["distance_matrix"].values, np.float32)
     count = len(time)
     rows, columns = np.meshgrid(time.astype(np.int32), time.astype(np.int32), indexing="ij")
-    mapper = LinearColorMapper(palette=Viridis256, low=0.0, high=float(max(np.nanmax(matrix), 1e-9)))
+    mapper = _color_mapper(matrix)
     plot = frame(
-        height=460,
+        height=None,
+        aspect_ratio=1.16,
         x_label=label,
         y_label=label,
         x_range=(-0.5, count - 0.5),
@@ -148,12 +135,20 @@ def distance_matrix_figure(analysis: xr.Dataset) -> figure:
         axis.ticker = FixedTicker(ticks=places)
         axis.major_label_overrides = {place: str(time[place]) for place in places}
     plot.grid.visible = False
-    plot.add_layout(ColorBar(color_mapper=mapper, ticker=BasicTicker(), title="distance", width=14), "right")
+    plot.add_layout(ColorBar(color_mapper=mapper, title="distance", width=14), "right")
     hover(plot, [image], [(label, "@row and @column"), ("distance", "@matrix{0.000}")])
     return plot
 
 
-def _series_figure(
+def _color_mapper(matrix: NDArray[np.float32]) -> LinearColorMapper | LogColorMapper:
+    """Return logarithmic colours from the smallest distance up, so that small changes show; zeros stay darkest."""
+    positive = matrix[matrix > 0]
+    if not positive.size or positive.min() == positive.max():
+        return LinearColorMapper(palette=Viridis256, low=0.0, high=float(max(matrix.max(), 1e-9)))
+    return LogColorMapper(palette=Viridis256, low=float(positive.min()), high=float(positive.max()))
+
+
+def _line_figure(
     time: NDArray[np.int64],
     values: NDArray[Any],
     x_label: str,

@@ -20,7 +20,7 @@ METHODS = {
     "signature": "weight-graph signature",
     "mean": "mean of the other runs",
     "hyperparameters": "hyper-parameters only",
-    "accuracy_at_T": "the metric itself at the last epoch seen",
+    "accuracy_at_T": "metric at the last epoch seen",
 }
 
 
@@ -44,12 +44,12 @@ def prediction_section(prediction: Prediction | None) -> Section:
         key=KEY,
         title=TITLE,
         paragraphs=(
-            f"The last {prediction.target} of {plural(prediction.n_runs, 'run')}, predicted from the weights of their first "
-            f"{plural(prediction.epochs_used, 'epoch')} by models that have not seen the run. The weights are read as a graph "
-            "of neurons; its degrees and eigenvector centralities are summed up in a few statistics [P: graph and centrality; "
-            "O: which statistics, models and splits].",
-            f"Here the smallest error is that of: {METHODS[best]}. A graph signature is worth something only where it beats "
-            "the baselines, and few runs leave wide intervals.",
+            f"The final {prediction.target.replace('_', ' ')} of {plural(prediction.n_runs, 'run')}, predicted from "
+            f"the weights of their first {plural(prediction.epochs_used, 'epoch')} by models that have not seen the "
+            "run. The weights are read as a graph of neurons; its degrees and eigenvector centralities are summed up "
+            "in a few statistics [P: graph and centrality; O: which statistics, models and splits].",
+            f"The smallest error here is that of “{METHODS[best]}”. A graph signature is worth something only where it "
+            "beats the baselines, and few runs leave wide intervals.",
         ),
         drawings=(
             Drawing(
@@ -61,9 +61,9 @@ def prediction_section(prediction: Prediction | None) -> Section:
                 ),
                 title="Predicted against true",
                 caption="A point per run, predicted from its weight graph; on the dashed line the prediction is exact.",
-                description=f"Scatter plot of {plural(prediction.n_runs, 'run')}: R squared {number(prediction.r2, '.2f')}, "
-                f"mean absolute error {_error(prediction.mae, share=share)}.",
-                half=True,
+                description=f"Scatter plot of {plural(prediction.n_runs, 'run')}: R squared "
+                f"{number(prediction.r2, '.2f')}, mean absolute error {_error(prediction.mae, share=share)}.",
+                size="half",
             ),
             Drawing(
                 model=error_figure(
@@ -72,10 +72,10 @@ def prediction_section(prediction: Prediction | None) -> Section:
                     percent=share,
                 ),
                 title="Error beside the baselines",
-                caption="Mean absolute error of each way to predict, on the same runs and splits.",
+                caption="Mean absolute error of each way to predict, on the same runs and splits; shorter is better.",
                 description="; ".join(f"{METHODS[name]} {_error(scores[name].mae, share=share)}" for name in known)
                 + ".",
-                half=True,
+                size="half",
             ),
         ),
         tables=(
