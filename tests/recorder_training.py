@@ -130,7 +130,7 @@ def make_recorder(path: Path | str, model: nn.Module, **options) -> Recorder:
 def train(
     name: str, *, epochs: int, path: Path | str | None = None, checkpoints: Path | None = None, on_step=None, **options
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train with the recorder (``path``) or without; returns losses and the final state. Continues from a checkpoint."""
+    """Train with the recorder (``path``) or without; returns losses and final state. Continues from a checkpoint."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     model = MODELS[name]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

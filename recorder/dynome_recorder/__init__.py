@@ -16,8 +16,9 @@ from .errors import (
 )
 from .plan import Plan
 from .probe import Probe
-from .recorder import Recorder, RecordingWarning
+from .recorder import Recorder
 from .schedule import Schedule, at, every, log_spaced
+from .shield import RecordingWarning
 
 __all__ = [
     "CorruptRecordingError",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import io
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console, ConsoleOptions, RenderResult
-    from torch import nn
 
     from .capture import SiteLayout
     from .schedule import Schedule
-    from .trace import Trace
 
 _MEGABYTE = 1_000_000
 
@@ -197,57 +194,6 @@ class Plan:
 
 
 _HEADER = ("site", "module", "output per sample", "reduction", "units", "dtype", "MB per snapshot")
-
-
-def plan_weights(model: nn.Module) -> tuple[PlannedWeight, ...]:
-    """List the parameters as they are recorded: tied ones once, under their first name."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return tuple(
-        PlannedWeight(
-            name=name,
-            shape=tuple(parameter.shape),
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            bytes=parameter.numel() * parameter.element_size(),
-            aliases=tuple(names[id(parameter)][1:]),
-        )
-        for name, parameter in model.named_parameters()
-    )
-
-
-def list_unhookable(model: nn.Module, trace: Trace) -> tuple[tuple[str, str], ...]:
-    """Say what a forward pass computes that no hook can record, and why."""
-    modules = dict(model.named_modules())
-    fired = {call.module: call for call in trace.calls}
-    found: list[tuple[str, str]] = []
-    for path in trace.never_called:
-        parents = [path[:position] for position, character in enumerate(path) if character == "."]
-        around = next((fired[parent] for parent in reversed(parents) if parent in fired), None)
-        if any(other.startswith(path + ".") for other in fired) or next(modules[path].children(), None) is not None:
-            continue  # a container such as ModuleList: its members speak for themselves
-        if around is not None and around.leaf:
-            found.append((path, f"{around.type} uses its weights through a function and never calls it"))
-        elif next(modules[path].parameters(), None) is not None:
-            found.append((path, "the forward pass never calls it"))
-    found += [(call.module, call.problem) for call in trace.calls if call.leaf and call.problem is not None]
-    for use in trace.functions:
-        where = f"in the forward of {use.module!r}" if use.module else "in the model's own forward"
-        times = "once" if use.count == 1 else f"{use.count} times"
-        what = "function" if use.is_activation else "parameter"
-        reason = (
-            "a function, which no hook sees; use a module" if use.is_activation else "used directly, not by a module"
-        )
-        found.append((f"{use.function} {where}", f"{reason} ({what}, {times})"))
-    return tuple(dict.fromkeys(found))
-
-
-def free_disk(path: Path) -> int:
-    """Return the free bytes where a folder is or will be."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -8,40 +8,34 @@ know nothing of each other: `trace` watches one pass, `capture` runs the probe, 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import platform
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .capture import RecordedType, Reduction, capture, check_choice, copy_weights, hash_parameters, layout_site
-from .errors import DynomeError, FingerprintError, InvalidArgumentError, MissingExtraError
+from .capture import RecordedType, Reduction, capture, check_choice, copy_weights, hash_parameters
+from .description import check_plain, describe_run
+from .errors import FingerprintError, InvalidArgumentError, MissingExtraError
 from .metrics import StepMetrics, take_metric, to_numbers
-from .plan import Plan, free_disk, list_unhookable, plan_weights
-from .probe import Forward, Probe, call_model, to_device
+from .planning import make_plan
+from .probe import Forward, Probe, call_model
 from .schedule import Schedule, check_schedule, every
-from .sites import Pattern, select_sites
+from .shield import Shield
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from torch import nn
     from torch.optim import Optimizer
 
     from .commits import CommitRecord
-    from .layout import ArraySpec
-    from .run import RunDescription
+    from .plan import Plan
+    from .sites import Pattern
     from .trace import Trace
     from .writer import RecordingWriter
 
 logger = logging.getLogger(__name__)
-
-
-class RecordingWarning(UserWarning):
-    """Something was not recorded, or recording stopped; training is not affected."""
 
 
 class Recorder:
@@ -138,19 +132,17 @@ class Recorder:
         self._reduction = reduction
         self._dtype = dtype
         self._optimizer = optimizer
-        self._hyperparameters = {name: _check_plain(name, value) for name, value in (hyperparameters or {}).items()}
+        self._hyperparameters = {name: check_plain(name, value) for name, value in (hyperparameters or {}).items()}
         self._forward = forward if forward is not None else call_model
-        self._strict = strict
         self._on_existing = on_existing
+        self._shield = Shield(self.path, strict=strict)
         self._writer: RecordingWriter | None = None
         self._plan: Plan | None = None
         self._metrics = StepMetrics()
         self._epoch: int | None = None  # the epoch under way, between its yield and its commit
         self._completed = 0
         self._step = 0
-        self._training = False  # from the first yield on, errors degrade
-        self._told: set[str] = set()
-        self.degraded: str | None = None
+        self._training = False  # from the first epoch on, misplaced calls are told and ignored
 
     # Before training
 
@@ -173,7 +165,7 @@ class Recorder:
         -----
         Cost: loads the probe once, and runs one watched forward pass on its first batch.
         """
-        return self._prepare(epochs=epochs, steps_per_epoch=steps_per_epoch)[0]
+        return self._make_plan(epochs=epochs, steps_per_epoch=steps_per_epoch)[0]
 
     def __enter__(self) -> Recorder:
         """Plan, open the recording and take its lock.
@@ -187,11 +179,19 @@ class Recorder:
 
         if self._writer is not None:
             raise InvalidArgumentError(f"{self.path}: this recorder is open already.")
-        plan, trace = self._prepare()
-        self._plan = plan
-        self._writer = RecordingWriter.open(self.path, self._describe(plan, trace), on_existing=self._on_existing)
-        self._training, self.degraded, self._epoch = False, None, None
-        self._metrics, self._told = StepMetrics(), set()
+        plan, trace = self._make_plan()
+        description = describe_run(
+            plan,
+            trace,
+            model=self._model,
+            probe=self._probe,
+            optimizer=self._optimizer,
+            hyperparameters=self._hyperparameters,
+        )
+        self._writer = RecordingWriter.open(self.path, description, on_existing=self._on_existing)
+        self._plan, self._metrics, self._shield = plan, StepMetrics(), Shield(self.path, strict=self._shield.strict)
+        self._training, self._epoch = False, None
+        self._shield.remove_note()
         return self
 
     def __exit__(
@@ -202,7 +202,7 @@ class Recorder:
         if writer is None:
             return
         if error is None and self.degraded is None:
-            with self._shielded("closing the recording"):
+            with self._guard("closing the recording"):
                 writer.close()
         else:
             try:
@@ -211,9 +211,13 @@ class Recorder:
                 logger.warning("%s: could not be closed cleanly: %s", self.path, second)
 
     @property
+    def degraded(self) -> str | None:
+        """When and why recording stopped although training went on; None where it did not."""
+        return self._shield.degraded
+
+    @property
     def committed_epoch(self) -> int | None:
-        """The last complete epoch that is recorded: load its checkpoint before `epochs` starts. None where there is
-        none."""
+        """The last complete recorded epoch, or None: load its checkpoint before `epochs` starts."""
         if self._writer is not None:
             return self._writer.last_complete_epoch
         complete = [record.epoch for record in self._live_records() if record.epoch_complete]
@@ -250,12 +254,13 @@ class Recorder:
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise InvalidArgumentError(f"epochs() needs a number of epochs; got {count!r}.")
-        writer = self._opened("epochs")
-        committed = writer.last_complete_epoch
-        if committed is not None and committed >= count:
+        committed = self._opened("epochs").last_complete_epoch
+        if self.degraded is not None:
+            pass  # a second loop after recording stopped: training goes on where it was
+        elif committed is not None and committed >= count:
             logger.info("%s: all %d epochs are recorded", self.path, count)
             return
-        if committed is None:
+        elif committed is None:
             self._completed = self._step = 0
             self._commit(epoch=0, complete=True, metrics={})
         else:
@@ -266,11 +271,12 @@ class Recorder:
             yield epoch
             if self._epoch == epoch:
                 self.epoch()
-        self._training = False
 
     def step(self, **metrics: Any) -> None:
-        """Note that one optimizer step is done, with its metrics: numbers or one-element tensors, which are not read
-        yet.
+        """Note that one optimizer step is done, with its metrics.
+
+        Metrics are numbers or one-element tensors; tensors are not read before the next commit, so no step waits for a
+        device.
 
         Runs the probe or copies weights where a schedule that counts steps says so. Cost otherwise: microseconds.
         """
@@ -280,7 +286,7 @@ class Recorder:
         self._step += 1
         if self.degraded is not None:
             return
-        with self._shielded(f"step {self._step}"):
+        with self._guard(f"step {self._step}"):
             for name, value in self._usable(metrics).items():
                 self._metrics.add(self._step, name, value)
             if any(schedule.due_step(self._step) for schedule in self._schedules.values()):
@@ -294,87 +300,34 @@ class Recorder:
         self._completed, self._epoch = self._epoch, None
         if self.degraded is not None:
             return
-        with self._shielded(f"epoch {self._completed}"):
+        with self._guard(f"epoch {self._completed}"):
             self._commit(epoch=self._completed, complete=True, metrics=self._usable(metrics))
 
     def flush(self) -> None:
         """Return when everything that was committed is published, so that plain Zarr readers see it too."""
         writer = self._opened("flush")
         if self.degraded is None:
-            with self._shielded("flush"):
+            with self._guard("flush"):
                 writer.flush()
 
     # Parts
 
-    def _prepare(self, *, epochs: int = 100, steps_per_epoch: int | None = None) -> tuple[Plan, Trace]:
-        from .format import RUN_FILE
-        from .isolation import device_of
-        from .trace import trace_model
-
-        model, probe = self._model, self._probe
-        trace = trace_model(
-            model,
-            to_device(probe.batches()[0], device_of(model)),
+    def _make_plan(self, *, epochs: int = 100, steps_per_epoch: int | None = None) -> tuple[Plan, Trace]:
+        return make_plan(
+            self.path,
+            self._model,
+            patterns=self._patterns,
+            probe=self._probe,
             forward=self._forward,
-            samples=probe.rows_per_batch()[0],
-            seed=probe.seed,
-        )
-        calls = {(call.module, call.call): call for call in trace.calls}
-        layouts = []
-        sites = select_sites(model, self._patterns, trace=trace)
-        self._check_reduction_names({site.name for site in sites})
-        for site in sites:
-            call = calls[site.module, site.call]
-            if call.output_shape is None or call.output_dtype is None:
-                raise InvalidArgumentError(f"sites: {site.name!r} {call.problem}.")
-            layouts.append(
-                layout_site(
-                    site,
-                    output_shape=call.output_shape[1:],
-                    native_dtype=call.output_dtype,
-                    reduction=self._reduction_of(site.name),
-                    dtype=self._dtype,
-                )
-            )
-        plan = Plan(
-            path=self.path,
-            continues=(self.path / RUN_FILE).exists(),
-            sites=tuple(layouts),
-            weights=plan_weights(model) if "weights" in self._schedules else (),
-            samples=probe.size,
-            probe=f"{probe.size} of {probe.population} samples, {'class-balanced' if probe.balanced else 'random'}",
-            schedules=dict(self._schedules),
+            reduction=self._reduction,
+            dtype=self._dtype,
+            schedules=self._schedules,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            unhookable=list_unhookable(model, trace),
-            free_bytes=free_disk(self.path),
         )
-        return plan, trace
 
-    def _reduction_of(self, name: str) -> Reduction | None:
-        return self._reduction.get(name) if isinstance(self._reduction, Mapping) else self._reduction
-
-    def _check_reduction_names(self, sites: set[str]) -> None:
-        unknown = sorted(set(self._reduction) - sites) if isinstance(self._reduction, Mapping) else []
-        if unknown:
-            raise InvalidArgumentError(
-                f"reduction: {unknown[0]!r} is no recorded site; the sites are {', '.join(map(repr, sorted(sites)))}."
-            )
-
-    def _describe(self, plan: Plan, trace: Trace) -> RunDescription:
-        from .layers import describe_model
-        from .run import RunDescription
-
-        return RunDescription(
-            sites={layout.site.name: _site_spec(layout, plan.samples) for layout in plan.sites},
-            weights={weight.name: _weight_spec(weight) for weight in plan.weights},
-            probe=self._probe.describe(),
-            model=describe_model(self._model, trace.layers),
-            optimizer=describe_optimizer(self._optimizer) if self._optimizer is not None else None,
-            hyperparameters=self._hyperparameters,
-            schedules={stream: str(schedule) for stream, schedule in self._schedules.items()},
-            versions=_versions(),
-        )
+    def _guard(self, doing: str) -> AbstractContextManager[None]:
+        return self._shield.stop_recording_on_error(doing, epoch=self._completed, step=self._step)
 
     def _continue_after(self, committed: int) -> None:
         """Check that the model is where the recording ended, and take up its counters."""
@@ -437,84 +390,18 @@ class Recorder:
             try:
                 usable[name] = take_metric(name, value)
             except Exception as error:
-                if self._strict:
+                if self._shield.strict:
                     raise
-                self._tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
+                self._shield.tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
         return usable
 
     def _misplaced(self, method: str) -> None:
         text = (
             f"{self.path}: {method}() belongs in the loop `for epoch in recorder.epochs(n):`, epoch() once at its end."
         )
-        if self._strict or not self._training:
+        if self._shield.strict or not self._training:
             raise InvalidArgumentError(text)
-        self._tell(method, f"{text} It is ignored; training goes on.")
-
-    @contextlib.contextmanager
-    def _shielded(self, doing: str) -> Iterator[None]:
-        """Let training go on where recording fails: stop recording, mark the run degraded, and say so in one line."""
-        try:
-            yield
-        except Exception as error:
-            if self._strict:
-                raise
-            text = (
-                " ".join(str(error).split()) if isinstance(error, DynomeError) else f"{type(error).__name__}: {error}"
-            )
-            self.degraded = f"{doing}: {text}"
-            logger.debug("recording failed", exc_info=True)
-            self._tell(
-                "degraded",
-                f"{self.path}: recording stopped at {self.degraded} Training goes on; what was committed is safe.",
-            )
-
-    def _tell(self, key: str, text: str) -> None:
-        if key in self._told:
-            return
-        self._told.add(key)
-        logger.warning("%s", text)
-        # A filter that turns warnings into errors must not end a training run.
-        with contextlib.suppress(RecordingWarning):
-            warnings.warn(text, RecordingWarning, stacklevel=4)
-
-
-def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the optimizer's class and the plain values of its parameter groups."""
-    return {
-        "class": type(optimizer).__name__,
-        "groups": [
-            {
-                "parameters": len(group["params"]),
-                **{name: value for name, item in group.items() if (value := _to_plain(item)) is not None},
-            }
-            for group in optimizer.param_groups
-        ],
-    }
-
-
-def _to_plain(value: Any) -> Any:
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (tuple, list)) and value and all(isinstance(item, (bool, int, float)) for item in value):
-        return list(value)
-    return None
-
-
-def _check_plain(name: str, value: Any) -> Any:
-    """Return a hyper-parameter as JSON can hold it; numpy's and torch's scalars become Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _check_plain(f"{name}.{key}", item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_check_plain(name, item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise InvalidArgumentError(
-        f"hyperparameters: {name!r} must be a number, a text, or a list or mapping of them; got {type(value).__name__}."
-    )
+        self._shield.tell(method, f"{text} It is ignored; training goes on.")
 
 
 def _check_model(model: Any) -> None:
@@ -524,42 +411,3 @@ def _check_model(model: Any) -> None:
         raise MissingExtraError('Recorder needs torch; install it with: pip install "dynome[torch]"') from error
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
-
-
-def _site_spec(layout: Any, samples: int) -> ArraySpec:
-    from .layout import ArraySpec
-
-    site = layout.site
-    return ArraySpec(
-        shape=(samples, layout.units),
-        dtype=layout.dtype,
-        dimensions=("sample", "unit"),
-        attributes={
-            "module": site.module,
-            "call": site.call,
-            "type": site.type,
-            "aliases": list(site.aliases),
-            "output_shape": list(layout.output_shape),
-            "reduction": layout.reduction,
-            "native_dtype": layout.native_dtype,
-        },
-    )
-
-
-def _weight_spec(weight: Any) -> ArraySpec:
-    from .layout import ArraySpec
-
-    return ArraySpec(
-        shape=weight.shape,
-        dtype=weight.dtype,
-        dimensions=tuple(f"axis_{axis}" for axis in range(len(weight.shape))),
-        attributes={"aliases": list(weight.aliases)},
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("dynome", "torch", "numpy", "zarr"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

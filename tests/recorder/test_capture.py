@@ -161,7 +161,7 @@ def test_convolutions_are_averaged_unless_told_otherwise() -> None:
 
 def test_three_axes_demand_a_choice() -> None:
     site = Site("conv", "conv", 0, "Conv1d")
-    text = r"'conv' returns three axes, \(sample, 4, 7\).*'spatial_mean' or 'max' over the last axis \(4 units\), or 'flatten' \(28"
+    text = r"'conv' returns three axes, \(sample, 4, 7\).*'max' over the last axis \(4 units\), or 'flatten' \(28"
     with pytest.raises(InvalidArgumentError, match=text):
         layout_site(site, output_shape=(4, 7), native_dtype="float32", reduction=None, dtype="native")
     chosen = layout_site(site, output_shape=(4, 7), native_dtype="float32", reduction="flatten", dtype="native")

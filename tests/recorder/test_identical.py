@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from recorder_training import MODELS, train
 
 from dynome_recorder import every
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def check_same(one, other) -> None:

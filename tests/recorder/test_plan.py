@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,7 +11,11 @@ from recorder_training import Convolution, LeNet, Shared, make_recorder
 from torch import nn
 
 from dynome_recorder import InvalidArgumentError, Probe, every
-from dynome_recorder.plan import _size, free_disk
+from dynome_recorder.plan import _size
+from dynome_recorder.planning import free_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_plan_writes_nothing_and_leaves_the_model(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,10 +27,15 @@ from dynome_recorder import (
     every,
 )
 from dynome_recorder.capture import hash_parameters
+from dynome_recorder.description import describe_optimizer
+from dynome_recorder.format import read_sealed
 from dynome_recorder.manifest import read_manifest
 from dynome_recorder.metrics import StepMetrics, take_metric
-from dynome_recorder.recorder import describe_optimizer
+from dynome_recorder.shield import DEGRADED_FILE
 from dynome_recorder.writer import RecordingWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -224,9 +229,8 @@ def test_a_failing_first_snapshot_raises(tmp_path: Path) -> None:
 
 
 def test_two_recorders_do_not_share_a_folder(tmp_path: Path) -> None:
-    with make_recorder(tmp_path / "run", Dropout()):
-        with pytest.raises(RecordingLockedError), make_recorder(tmp_path / "run", Dropout()):
-            pytest.fail("entered")
+    with make_recorder(tmp_path / "run", Dropout()), pytest.raises(RecordingLockedError):
+        make_recorder(tmp_path / "run", Dropout()).__enter__()
 
 
 def test_on_existing_error_refuses_a_recording(tmp_path: Path) -> None:
@@ -305,6 +309,8 @@ def test_a_full_disk_stops_recording_and_not_training(
     assert len(told) == len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     assert "\n" not in str(told[0].message)
     assert recorder.degraded is not None and recorder.degraded.startswith("epoch 2: ")
+    note = read_sealed(tmp_path / "run" / DEGRADED_FILE)
+    assert (note["epoch"], note["step"], note["reason"]) == (2, 2, recorder.degraded)
     assert [record.epoch for record in read_manifest(tmp_path / "run").live] == [0, 1]
 
 
@@ -322,7 +328,22 @@ def test_a_degraded_run_heals_on_resume(tmp_path: Path, monkeypatch: pytest.Monk
             list(recorder.epochs(3))
     with make_recorder(tmp_path / "run", model) as recorder:
         assert recorder.degraded is None
+        assert not (tmp_path / "run" / DEGRADED_FILE).exists()
         assert list(recorder.epochs(3)) == [2, 3]
+
+
+def test_training_goes_on_in_a_second_loop_after_recording_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_commits(monkeypatch, after=2)
+    model = Dropout()
+    with make_recorder(tmp_path / "run", model, strict=False) as recorder:
+        done = []
+        for epoch in [*recorder.epochs(2), *recorder.epochs(4)]:
+            done.append(epoch)
+            with torch.no_grad():
+                model[1].weight.add_(1)
+    assert done == [1, 2, 3, 4]
 
 
 def test_strict_raises_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,120 @@
+"""What ``run.json`` says of a run, as plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidArgumentError
+from .layers import describe_model
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from .capture import SiteLayout
+    from .layout import ArraySpec
+    from .plan import Plan, PlannedWeight
+    from .probe import Probe
+    from .run import RunDescription
+    from .trace import Trace
+
+
+def describe_run(
+    plan: Plan,
+    trace: Trace,
+    *,
+    model: nn.Module,
+    probe: Probe,
+    optimizer: Optimizer | None,
+    hyperparameters: Mapping[str, Any],
+) -> RunDescription:
+    """Collect what the writer needs to start or to continue a recording."""
+    from .run import RunDescription
+
+    return RunDescription(
+        sites={layout.site.name: _site_spec(layout, plan.samples) for layout in plan.sites},
+        weights={weight.name: _weight_spec(weight) for weight in plan.weights},
+        probe=probe.describe(),
+        model=describe_model(model, trace.layers),
+        optimizer=describe_optimizer(optimizer) if optimizer is not None else None,
+        hyperparameters=hyperparameters,
+        schedules={stream: str(schedule) for stream, schedule in plan.schedules.items()},
+        versions=_versions(),
+    )
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the optimizer's class, and per parameter group its plain settings and number of parameters."""
+    groups = []
+    for group in optimizer.param_groups:
+        settings: dict[str, Any] = {"parameters": len(group["params"])}
+        for name, value in group.items():
+            with contextlib.suppress(InvalidArgumentError):
+                if name != "params":
+                    settings[name] = check_plain(name, value)
+        groups.append(settings)
+    return {"class": type(optimizer).__name__, "groups": groups}
+
+
+def check_plain(name: str, value: Any) -> Any:
+    """Return a hyper-parameter as JSON can hold it; one-element tensors and numpy's scalars become numbers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the value is something else than numbers, texts, None, and lists and mappings of them; names where.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): check_plain(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [check_plain(name, item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InvalidArgumentError(
+        f"hyperparameters: {name!r} must be a number, a text, or a list or mapping of them; got {type(value).__name__}."
+    )
+
+
+def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
+    from .layout import ArraySpec
+
+    site = layout.site
+    return ArraySpec(
+        shape=(samples, layout.units),
+        dtype=layout.dtype,
+        dimensions=("sample", "unit"),
+        attributes={
+            "module": site.module,
+            "call": site.call,
+            "type": site.type,
+            "aliases": list(site.aliases),
+            "output_shape": list(layout.output_shape),
+            "reduction": layout.reduction,
+            "native_dtype": layout.native_dtype,
+        },
+    )
+
+
+def _weight_spec(weight: PlannedWeight) -> ArraySpec:
+    from .layout import ArraySpec
+
+    return ArraySpec(
+        shape=weight.shape,
+        dtype=weight.dtype,
+        dimensions=tuple(f"axis_{axis}" for axis in range(len(weight.shape))),
+        attributes={"aliases": list(weight.aliases)},
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("dynome", "torch", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

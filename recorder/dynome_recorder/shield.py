@@ -1,0 +1,92 @@
+"""The promise not to harm training: an error of the recorder becomes one line, a note on disk, and silence after it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+from .errors import DynomeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+DEGRADED_FILE = "degraded.json"
+"""Beside ``run.json`` when recording stopped before training did: a sealed note; a resume removes it."""
+
+
+class RecordingWarning(UserWarning):
+    """Something was not recorded, or recording stopped; training is not affected."""
+
+
+class Shield:
+    """Turns errors into warnings and remembers the first that stopped the recording.
+
+    Parameters
+    ----------
+    path
+        The run directory, named in every line and home of the note.
+    strict
+        True lets every error through.
+
+    Attributes
+    ----------
+    degraded
+        When and why recording stopped; None while it goes on.
+    """
+
+    def __init__(self, path: Path, *, strict: bool) -> None:
+        self.path = path
+        self.strict = strict
+        self.degraded: str | None = None
+        self._told: set[str] = set()
+
+    @contextlib.contextmanager
+    def stop_recording_on_error(self, doing: str, *, epoch: int, step: int) -> Iterator[None]:
+        """Let training go on where the block fails: mark the run degraded and say so in one line."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            logger.debug("recording failed", exc_info=True)
+            self.degraded = f"{doing}: {_one_line(error)}"
+            self._leave_note(epoch, step)
+            self.tell(
+                "degraded",
+                f"{self.path}: recording stopped at {self.degraded} Training goes on; what was committed is safe.",
+            )
+
+    def tell(self, key: str, text: str) -> None:
+        """Warn in one line, once per key."""
+        if key in self._told:
+            return
+        self._told.add(key)
+        logger.warning("%s", text)
+        # A filter that turns warnings into errors must not end a training run.
+        with contextlib.suppress(RecordingWarning):
+            warnings.warn(text, RecordingWarning, stacklevel=5)
+
+    def remove_note(self) -> None:
+        """Remove the note of an earlier failure: the recording goes on."""
+        with contextlib.suppress(OSError):
+            (self.path / DEGRADED_FILE).unlink(missing_ok=True)
+
+    def _leave_note(self, epoch: int, step: int) -> None:
+        from .files import write_atomically
+        from .format import seal
+
+        note = {"epoch": epoch, "step": step, "time": time.time(), "reason": self.degraded}
+        with contextlib.suppress(OSError):  # on a full disk there may be no room for one
+            write_atomically(self.path / DEGRADED_FILE, seal(note, indent=True), sync=False)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    text = text if isinstance(error, DynomeError) else f"{type(error).__name__}: {text}"
+    return text if text.endswith((".", "!", "?")) else f"{text}."
