@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import dynome_analysis.kernels
 from dynome_analysis.kernels.flags import KERNEL_FLAGS, kernel
 from dynome_analysis.kernels.multiset import subtract_sorted_multiset
-from dynome_analysis.kernels.symmetry import TILE, is_symmetric
+from dynome_analysis.kernels.symmetry import TILE, finish_absolute_correlation, is_symmetric
 
 FOLDER = Path(dynome_analysis.kernels.__file__).parent
 
@@ -42,6 +43,14 @@ def test_a_multiset_that_is_not_contained_is_noticed_and_nothing_overruns() -> N
     assert out.tolist() == [1, 2]
     assert subtract_sorted_multiset(values, np.array([0.5, 3], np.float32), out) == 0
     assert out.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("units", [1, 5, TILE, 2 * TILE + 3])
+def test_a_product_that_is_not_symmetric_becomes_so(units: int) -> None:
+    product = np.random.default_rng(0).normal(size=(units, units)).astype(np.float32)
+    upper = np.triu(np.minimum(np.abs(product), 1), 1)
+    finish_absolute_correlation(product, np.empty((TILE, TILE), np.float32))
+    np.testing.assert_array_equal(product, upper + upper.T)
 
 
 def test_one_different_entry_anywhere_breaks_symmetry() -> None:

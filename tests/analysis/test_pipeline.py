@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -12,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from recordings import describe, moments
 
 import dynome_analysis as dya
 from dynome_analysis import cache, pipeline
 from dynome_analysis.cache import CacheWarning
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
+from dynome_recorder.writer import RecordingWriter
 
+SITES = {"hidden1": 12, "hidden2": 8}
 MakeRecording = Callable[..., Path]
 
 
@@ -101,16 +103,16 @@ def test_other_parameters_are_kept_side_by_side(path: Path, computations: list[i
 
 
 def test_new_snapshots_and_new_code_make_results_stale(
-    make_recording: MakeRecording, path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
+    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dya.analyze(dya.open_recording(path))
-    longer = make_recording(epochs=4, dead_units=1)
-    shutil.copytree(path / "analysis.zarr", longer / "analysis.zarr")
-    assert dya.analyze(dya.open_recording(longer)).sizes["snapshot"] == 5
-    assert len(results(longer)) == 1
+    with RecordingWriter.open(path, describe(SITES, samples=40)) as writer:
+        writer.commit(moments(SITES, samples=40, epochs=4)[4])
+    assert dya.analyze(dya.open_recording(path)).sizes["snapshot"] == 5
+    assert len(results(path)) == 1
     monkeypatch.setattr(pipeline, "code_version", lambda: "other")
-    dya.analyze(dya.open_recording(longer))
-    assert len(results(longer)) == 1
+    dya.analyze(dya.open_recording(path))
+    assert len(results(path)) == 1
     assert len(computations) == 3
 
 

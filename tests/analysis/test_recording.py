@@ -138,6 +138,19 @@ def test_damage_after_opening_is_never_read_as_numbers(make_recording: MakeRecor
         dya.open_recording(path)
 
 
+def test_superseded_snapshots_are_not_seen(make_recording: MakeRecording) -> None:
+    path = make_recording(epochs=3)
+    again = moments(SITES, samples=40, epochs=2, seed=1)[2]
+    with RecordingWriter.open(path, describe(SITES, samples=40)) as writer:
+        writer.rewind(1)
+        writer.commit(again)
+    recording = dya.open_recording(path)
+    assert recording.epochs.tolist() == recording.weights_epochs.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(recording.activations("hidden2")[2], again.probe["hidden2"])
+    np.testing.assert_array_equal(recording.weight("head.bias")[2], again.weights["head.bias"])
+    assert recording.epoch_metrics["val_loss"][2] == again.epoch_metrics["val_loss"]
+
+
 def test_a_reader_travels_to_another_process(make_recording: MakeRecording) -> None:
     recording = dya.open_recording(make_recording(epochs=1))
     reader = pickle.loads(pickle.dumps(recording.reader()))
