@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,18 @@ from recordings import write_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Spare the tests the disk: they kill processes, they do not cut the power. ``real_sync`` in a test keeps it on."""
+    if "real_sync" not in request.fixturenames:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def real_sync() -> None:
+    """Ask for a real ``os.fsync``."""
 
 
 @pytest.fixture

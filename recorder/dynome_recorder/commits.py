@@ -223,18 +223,31 @@ def segment_path(folder: Path, first: int, last: int) -> Path:
 
 @dataclass(frozen=True)
 class StoredLine:
-    """One stored copy of a record: its bytes as they lie on disk, and the file that holds them."""
+    """One stored copy of a record, not judged yet.
+
+    Attributes
+    ----------
+    sequence
+        The record that should be here by the name of the file and the place in it.
+    first, last
+        The range of records that the file is for; both equal `sequence` in a file of one record.
+    data
+        The bytes as they lie on disk; empty where a segment ends too early.
+    path
+        The file.
+    """
 
     sequence: int
+    first: int
+    last: int
     data: bytes
     path: Path
 
 
 def stored_lines(folder: Path) -> list[StoredLine]:
-    """Return every stored copy of every record, in order of sequence, without judging it.
+    """Return every stored copy of every record, in order of sequence.
 
-    A segment is cut at its newlines; the number of its lines is compared with its name by the caller. A record that a
-    concurrent writer folds while we read is found in its segment.
+    A record that a concurrent writer folds while we read is found in its segment.
 
     Raises
     ------
@@ -246,12 +259,17 @@ def stored_lines(folder: Path) -> list[StoredLine]:
         try:
             for path in sorted(folder.iterdir()):
                 if match := _RECORD.fullmatch(path.name):
-                    lines.append(StoredLine(int(match.group(1)), path.read_bytes(), path))
+                    sequence = int(match.group(1))
+                    lines.append(StoredLine(sequence, sequence, sequence, path.read_bytes(), path))
                 elif match := _SEGMENT.fullmatch(path.name):
                     first, last = int(match.group(1)), int(match.group(2))
-                    pieces = path.read_bytes().splitlines(keepends=True)
+                    pieces = [piece + b"\n" for piece in path.read_bytes().split(b"\n")]
+                    if pieces[-1] == b"\n":
+                        pieces.pop()
+                    else:
+                        pieces[-1] = pieces[-1][:-1]
                     pieces += [b""] * (last - first + 1 - len(pieces))
-                    lines += [StoredLine(first + offset, piece, path) for offset, piece in enumerate(pieces)]
+                    lines += [StoredLine(first + i, first, last, piece, path) for i, piece in enumerate(pieces)]
         except FileNotFoundError:
             if not folder.is_dir():
                 raise CorruptRecordingError(f"{folder}: missing.") from None
@@ -262,11 +280,17 @@ def stored_lines(folder: Path) -> list[StoredLine]:
     raise CorruptRecordingError(f"{folder}: files keep disappearing while they are read.")
 
 
+def chain_link(previous: CommitRecord | None) -> str:
+    """Return what the record after `previous` (None: the first) must name as the checksum of the record before it."""
+    if previous is None:
+        return GENESIS
+    # A gap stands in for a record whose checksum is already named by the next.
+    return previous.replaces or previous.checksum
+
+
 def check_chain(previous: CommitRecord | None, record: CommitRecord, *, where: Path) -> None:
     """Raise CorruptRecordingError unless `record` follows `previous` (None: is the first)."""
-    expected = GENESIS if previous is None else previous.checksum
-    if previous is not None and previous.kind == "gap" and previous.replaces:
-        expected = previous.replaces
+    expected = chain_link(previous)
     if record.previous != expected:
         raise CorruptRecordingError(
             f"{where}: the chain of commits is broken "

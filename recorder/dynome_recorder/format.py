@@ -220,7 +220,7 @@ def encode_component(name: str, *, reserved: frozenset[str] = frozenset()) -> st
         return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
 
     encoded = "".join(character if _SAFE.match(character) else percent(character) for character in name)
-    collides = encoded in {".", "..", "zarr.json"} or encoded in reserved or encoded.endswith(PARTIAL_SUFFIX)
+    collides = encoded in {".", "..", "zarr.json"} or encoded in reserved
     if collides or encoded.startswith("__"):
         encoded = percent(name[0]) + encoded[1:]
     if encoded.endswith(PARTIAL_SUFFIX):

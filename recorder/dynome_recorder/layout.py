@@ -154,7 +154,7 @@ class BulkLayout:
 
         Notes
         -----
-        Every inner chunk is written, also one that holds the fill value only: nothing that is there may read as missing.
+        Every inner chunk is written, also one of fill values only: what is there must never look like what is missing.
         """
         array = np.ascontiguousarray(data, dtype=self.stored).reshape(self.shape)
         if self.inner == self.shape:

@@ -214,7 +214,7 @@ def read_manifest(path: str | os.PathLike[str], *, check: bool = True) -> Manife
 
 
 def committed_state(folder: Path, run: Mapping[str, Json]) -> LogState:
-    """Read the log and hold it against ``run.json``: each snapshot has its index and exactly its files.
+    """Read the log and hold it against ``run.json``.
 
     Raises
     ------
@@ -222,21 +222,27 @@ def committed_state(folder: Path, run: Mapping[str, Json]) -> LogState:
         The log is damaged, or does not fit the run.
     """
     state = replay_log(read_log(folder / COMMITS_FOLDER))
+    check_fit(folder, run, state)
+    return state
+
+
+def check_fit(folder: Path, run: Mapping[str, Json], state: LogState) -> None:
+    """Raise CorruptRecordingError unless each snapshot of a log has its index and exactly the files of its arrays."""
     arrays = layouts(run)
+    sites = run["fingerprint"]["sites"]
     counts: dict[str, int] = {}
     for record in state.records:
-        where = f"{folder / COMMITS_FOLDER} record {record.sequence}"
+        where = f"{folder / COMMITS_FOLDER}: record {record.sequence}"
         expected: set[str] = set()
         for stream, index in record.snapshots.items():
             if index != counts.get(stream, 0):
-                raise CorruptRecordingError(
-                    f"{where}: {stream} snapshot {index} where {counts.get(stream, 0)} follows."
-                )
+                raise CorruptRecordingError(f"{where} has {stream} snapshot {index}, not {counts.get(stream, 0)}.")
             counts[stream] = index + 1
             if record.kind == "moment":
                 expected |= {layout.file(index) for path, layout in arrays.items() if stream_of(path) == stream}
+        # Files of a stream that only a newer minor version knows are its own matter.
         known = {name for name in record.files if stream_of(name) in state.status}
         if known != expected:
-            name = sorted(known ^ expected)[0]
-            raise CorruptRecordingError(f"{where}: its files do not fit run.json ({name}).")
-    return state
+            raise CorruptRecordingError(f"{where} does not fit run.json ({sorted(known ^ expected)[0]}).")
+        if unknown := record.health.keys() - sites.keys():
+            raise CorruptRecordingError(f"{where} does not fit run.json (site {sorted(unknown)[0]!r}).")

@@ -117,16 +117,16 @@ def root_bytes(run_id: str, nodes: Mapping[str, bytes], last: CommitRecord | Non
 
 
 def read_published(folder: Path) -> tuple[int, str] | None:
-    """Return sequence and checksum of the record that a recording was published after.
+    """Return sequence and checksum of the record that a recording was published after; sequence -1 before the first.
 
-    None where nothing was, or where the root's ``zarr.json`` is missing or damaged: it is derived, only verify minds.
+    None where the root's ``zarr.json`` is missing or damaged: it is derived, only verify minds.
     """
     try:
         data = (folder / STORE_FOLDER / "zarr.json").read_bytes()
         if not check_node(data):
             return None
         published = json.loads(data)["attributes"]["published"]
-        return None if published is None else (int(published["sequence"]), str(published["checksum"]))
+        return (-1, "") if published is None else (int(published["sequence"]), str(published["checksum"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -142,7 +142,7 @@ def check_published(folder: Path, published: tuple[int, str] | None, state: LogS
     CorruptRecordingError
         Published records are missing, or are others than those of the log.
     """
-    if published is None:
+    if published is None or published[0] < 0:
         return
     sequence, checksum = published
     commits = folder / COMMITS_FOLDER

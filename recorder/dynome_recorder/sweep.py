@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING
 
-from dynome_recorder.format import PARTIAL_SUFFIX, STORE_FOLDER, Json
+from dynome_recorder.files import sync_folder
+from dynome_recorder.format import PARTIAL_SUFFIX, QUARANTINE_FOLDER, STORE_FOLDER, Json
 from dynome_recorder.run import layouts
 
 if TYPE_CHECKING:
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dynome_recorder.commits import LogState
+    from dynome_recorder.views import Views
 
-__all__ = ["find_orphans", "sweep_orphans"]
+__all__ = ["find_orphans", "find_stale_views", "quarantine", "sweep_orphans"]
 
 _CHUNK = re.compile(r"c(\.\d+)+")
 
@@ -37,9 +40,45 @@ def find_orphans(folder: Path, run: Mapping[str, Json], state: LogState) -> list
     return sorted(orphans)
 
 
-def sweep_orphans(folder: Path, run: Mapping[str, Json], state: LogState) -> list[Path]:
-    """Delete what :func:`find_orphans` finds, and return it. Only the holder of the lock may call this."""
+def sweep_orphans(folder: Path, run: Mapping[str, Json], state: LogState, *, keep: bool) -> list[Path]:
+    """Delete what :func:`find_orphans` finds, and return it. Only the holder of the lock may call this.
+
+    With `keep`, chunks are moved to the quarantine instead: for when the log itself may have lost what lists them.
+    """
     orphans = find_orphans(folder, run, state)
     for path in orphans:
-        path.unlink()
+        if keep and not path.name.endswith(PARTIAL_SUFFIX):
+            quarantine(folder, path)
+        else:
+            path.unlink()
     return orphans
+
+
+def find_stale_views(store: Path, views: Views) -> list[Path]:
+    """Return the chunk files of views that lie beyond their arrays' ends, as a repair of the log can leave them."""
+    stale = []
+    for path, column in views.columns.items():
+        expected = {name for name, _ in column.chunks(dirty_only=False)}
+        if (store / path).is_dir():
+            stale += [
+                file
+                for file in (store / path).iterdir()
+                if _CHUNK.fullmatch(file.name) and f"{path}/{file.name}" not in expected
+            ]
+    return sorted(stale)
+
+
+def quarantine(folder: Path, path: Path, *, keep: bool = False) -> Path:
+    """Move (`keep`: copy) a file of a recording below ``quarantine``, under a free name; returns where it is."""
+    target = folder / QUARANTINE_FOLDER / path.relative_to(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while target.exists():
+        number += 1
+        target = target.with_name(re.sub(r"(~\d+)?$", f"~{number}", target.name, count=1))
+    if keep:
+        shutil.copyfile(path, target)
+    else:
+        path.rename(target)
+    sync_folder(target.parent)
+    return target

@@ -538,7 +538,7 @@ def is_new(folder: Path) -> bool:
         shown = ", ".join(sorted(foreign)[:3])
         raise InvalidArgumentError(f"{folder}: not empty and not a recording (holds {shown}); give a new folder.")
     commits = folder / COMMITS_FOLDER
-    if (commits.is_dir() and any(commits.iterdir())) or read_published(folder) is not None:
+    if (commits.is_dir() and any(commits.iterdir())) or (read_published(folder) or (-1, ""))[0] >= 0:
         raise CorruptRecordingError(f"{folder / RUN_FILE}: missing, but there are commits; restore it from a copy.")
     return True
 
@@ -557,11 +557,13 @@ def _resume(folder: Path, wanted: Mapping[str, Json]) -> tuple[dict[str, Json], 
     run = read_run(folder)
     check_fingerprint(run, wanted, where=folder)
     state = committed_state(folder, run)
-    check_published(folder, read_published(folder), state)
+    published = read_published(folder)
+    check_published(folder, published, state)
     Manifest(path=folder, run=run, state=state).check_files()
     sweep_partial(folder / COMMITS_FOLDER)
     fold_segments(folder / COMMITS_FOLDER, length=len(state.records))
-    removed = sweep_orphans(folder, run, state)
-    if removed:
-        logger.info("%s: deleted %d files that were written but never committed", folder, len(removed))
+    # A damaged root can no longer say how long the log was, so nothing is deleted on the word of the log alone.
+    if orphans := sweep_orphans(folder, run, state, keep=published is None):
+        done = "moved to quarantine" if published is None else "deleted"
+        logger.info("%s: %s %d files that no commit record lists", folder, done, len(orphans))
     return run, state

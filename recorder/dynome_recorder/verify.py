@@ -1,0 +1,447 @@
+"""Verifying a recording: is everything that was committed still there, bit for bit.
+
+What is checked: ``run.json``; every copy of every commit record and the chain they form; every committed file (size;
+`deep`: checksum); every view and every ``zarr.json`` against the log they derive from; what an interrupted write left.
+The lock file, ``analysis.zarr`` and the quarantine are not part of what was recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from dynome_recorder.commits import (
+    COMMITTED,
+    CommitRecord,
+    LogState,
+    StoredLine,
+    check_chain,
+    record_path,
+    replay_log,
+    stored_lines,
+)
+from dynome_recorder.errors import CorruptRecordingError
+from dynome_recorder.files import check_file
+from dynome_recorder.format import COMMITS_FOLDER, LOCK_FILE, PARTIAL_SUFFIX, STORE_FOLDER, Json
+from dynome_recorder.layout import check_node
+from dynome_recorder.manifest import check_fit
+from dynome_recorder.publish import node_documents, read_published
+from dynome_recorder.run import layouts, read_run
+from dynome_recorder.sweep import find_orphans, find_stale_views
+from dynome_recorder.views import Views, build_views
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Finding", "Verification", "verify"]
+
+ESSENTIAL = frozenset(
+    {
+        "zarr_format",
+        "node_type",
+        "data_type",
+        "chunk_grid",
+        "chunk_key_encoding",
+        "fill_value",
+        "codecs",
+        "dimension_names",
+    }
+)
+"""Members of a ``zarr.json`` that decide how data is read; the shape is checked apart, attributes may grow."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes
+    ----------
+    file
+        Path below the recording's folder.
+    problem
+        What is wrong, in words.
+    severity
+        "damage": a reader may miss something or be stopped. "harmless": an interrupted write left it, nothing committed
+        is affected, and opening the recording to continue (or ``--repair``) cleans it up.
+    repairable
+        Whether ``--repair`` makes the recording valid again; data that is gone becomes a recorded gap.
+    """
+
+    file: str
+    problem: str
+    severity: Literal["damage", "harmless"] = "damage"
+    repairable: bool = True
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of :func:`verify`.
+
+    Attributes
+    ----------
+    path
+        The recording's folder.
+    deep
+        Whether every byte was read.
+    in_progress
+        Whether a recorder was writing while it was verified.
+    findings
+        Everything found, damage first. After a repair: what is left.
+    records, files, stored_bytes
+        Commit records; committed files that must be there; their size in bytes.
+    snapshots
+        Per stream: number of snapshots that are neither superseded nor lost.
+    lost
+        Per stream: indices of snapshots that were committed and are recorded as lost.
+    repairs
+        What a repair did, in words, in order.
+    """
+
+    path: Path
+    deep: bool
+    in_progress: bool
+    findings: tuple[Finding, ...]
+    records: int = 0
+    files: int = 0
+    stored_bytes: int = 0
+    snapshots: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing at all was found."""
+        return not self.findings
+
+    @property
+    def valid(self) -> bool:
+        """Whether no damage was found: everything committed (and not recorded as lost) is readable."""
+        return all(finding.severity != "damage" for finding in self.findings)
+
+
+@dataclass
+class LogScan:
+    """What can be read of a log, damaged or not.
+
+    Attributes
+    ----------
+    lines
+        A good copy of each record that has one, by sequence.
+    records
+        The same, decoded.
+    missing
+        Sequences that must exist and have no good copy, in order.
+    damaged
+        Files of the log that hold at least one bad copy.
+    findings
+        What was found.
+    """
+
+    lines: dict[int, StoredLine] = field(default_factory=dict)
+    records: dict[int, CommitRecord] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
+    """Read whatever can be read of the log of the recording at `folder`.
+
+    A line of a segment is known by the sequence it holds, not by its place, so that a lost newline costs two records
+    and not the rest of the segment.
+    """
+    commits = folder / COMMITS_FOLDER
+    scan = LogScan()
+
+    def damaged(path: Path, problem: str) -> None:
+        if path not in scan.damaged:
+            scan.damaged.append(path)
+            scan.findings.append(Finding(str(path.relative_to(folder)), problem))
+
+    last = -1 if published is None else published[0]
+    try:
+        lines = stored_lines(commits)
+    except CorruptRecordingError as error:
+        scan.findings.append(Finding(COMMITS_FOLDER, _problem(error, commits)))
+        lines = []
+    for line in lines:
+        last = max(last, line.last)
+        try:
+            record = CommitRecord.decode(line.data, where=line.path)
+        except CorruptRecordingError as error:
+            damaged(line.path, _problem(error, line.path))
+            continue
+        if not line.first <= record.sequence <= line.last:
+            damaged(line.path, f"holds record {record.sequence}, which belongs elsewhere")
+        elif record.sequence not in scan.lines:
+            scan.lines[record.sequence], scan.records[record.sequence] = line, record
+        elif scan.lines[record.sequence].data != line.data:
+            damaged(line.path, f"holds another record {record.sequence} than {scan.lines[record.sequence].path.name}")
+        elif line.path != scan.lines[record.sequence].path:
+            problem = "folded into a segment, not deleted yet"
+            scan.findings.append(Finding(str(line.path.relative_to(folder)), problem, "harmless"))
+    for sequence in range(last + 1):
+        if sequence not in scan.records:
+            scan.missing.append(sequence)
+            path = record_path(commits, sequence).relative_to(folder)
+            scan.findings.append(Finding(str(path), f"record {sequence} is lost"))
+    for sequence in range(1, last + 1):
+        if sequence in scan.records and sequence - 1 in scan.records:
+            path = scan.lines[sequence].path
+            try:
+                check_chain(scan.records[sequence - 1], scan.records[sequence], where=path)
+            except CorruptRecordingError as error:
+                scan.findings.append(Finding(str(path.relative_to(folder)), _problem(error, path), repairable=False))
+    if published is not None and published[0] in scan.records:
+        record = scan.records[published[0]]
+        if published[1] not in (record.checksum, record.replaces):
+            problem = f"record {record.sequence} is not the one that the store was published after"
+            scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
+    for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
+        scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
+    return scan
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    repair: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
+    """Verify a recording, and repair it if asked.
+
+    Parameters
+    ----------
+    path
+        The recording's folder.
+    deep
+        Read every committed file and compare its checksum. Without it only their sizes are compared.
+    repair
+        Publish what is committed, delete what was never committed, move damaged files to ``quarantine``, and write into
+        the log which snapshots are lost by that. Committed data is never deleted.
+    progress
+        Called as ``progress(description, done, total)``.
+
+    Returns
+    -------
+    Verification
+        What was found; after a repair, what was done and what is left.
+
+    Raises
+    ------
+    RecordingNotFoundError
+        There is no recording.
+    UnsupportedVersionError
+        A format that this version does not know.
+    RecordingLockedError
+        A repair was asked for while a recorder writes.
+    StorageError
+        A repair could not be written.
+    """
+    folder = Path(path)
+    if repair:
+        # Repairing writes and so needs what verifying does not.
+        from dynome_recorder.repair import repair_recording
+
+        return repair_recording(folder, deep=deep, progress=progress)
+    return inspect(folder, deep=deep, in_progress=is_in_progress(folder), progress=progress)
+
+
+def inspect(
+    folder: Path,
+    *,
+    deep: bool,
+    in_progress: bool,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
+    """Do the work of :func:`verify` without repairing; the caller says whether a recorder may be writing."""
+    try:
+        run = read_run(folder)
+    except CorruptRecordingError as error:
+        finding = Finding("run.json", _problem(error, folder / "run.json"), repairable=False)
+        return Verification(folder, deep, in_progress, (finding,))
+    published = read_published(folder)  # before the log: a recorder commits first and publishes later
+    scan = scan_log(folder, published)
+    findings = scan.findings
+    # Behind a hole in the log nothing is certain about views, but the files that later records list still are.
+    state = replay_log(record for _, record in sorted(scan.records.items()))
+    if not scan.missing:
+        try:
+            check_fit(folder, run, state)
+        except CorruptRecordingError as error:
+            findings.append(Finding(COMMITS_FOLDER, _problem(error, folder / COMMITS_FOLDER), repairable=False))
+    findings += check_bulk(folder, state.files, deep=deep, progress=progress)
+    if not scan.missing and all(finding.repairable for finding in findings):
+        # Views derive from the log: where it has a hole, they can neither be judged nor trusted.
+        findings += check_store(folder, run, state.records, published, in_progress=in_progress)
+    if not in_progress:
+        for path in find_orphans(folder, run, state):
+            problem = "never committed, or its commit record is lost" if scan.missing else "never committed"
+            findings.append(Finding(str(path.relative_to(folder)), problem, "harmless"))
+    else:
+        findings = [finding for finding in findings if finding.severity == "damage"]
+    return Verification(
+        path=folder,
+        deep=deep,
+        in_progress=in_progress,
+        findings=tuple(sorted(findings, key=lambda finding: (finding.severity, finding.file))),
+        records=len(scan.records),
+        files=len(state.files),
+        stored_bytes=sum(size for size, _ in state.files.values()),
+        snapshots={stream: values.count(COMMITTED) for stream, values in state.status.items()},
+        lost={
+            stream: tuple(i for i, value in enumerate(values) if value == 2) for stream, values in state.status.items()
+        },
+    )
+
+
+def is_in_progress(folder: Path) -> bool:
+    """Return whether a recorder holds the lock of a recording. Never creates the lock file."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False  # a read-only copy: nobody can be recording there
+    lock.release()
+    return False
+
+
+def check_bulk(
+    folder: Path,
+    files: Mapping[str, tuple[int, str]],
+    *,
+    deep: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> Iterator[Finding]:
+    """Yield what is wrong with the committed files."""
+    store = folder / STORE_FOLDER
+    for done, (name, (size, checksum)) in enumerate(files.items()):
+        if progress is not None and done % 64 == 0:
+            progress("Verifying", done, len(files))
+        try:
+            check_file(store / name, size=size, checksum=checksum if deep else None)
+        except CorruptRecordingError as error:
+            yield Finding(f"{STORE_FOLDER}/{name}", _problem(error, store / name))
+    if progress is not None:
+        progress("Verifying", len(files), len(files))
+
+
+def check_store(
+    folder: Path,
+    run: Mapping[str, Json],
+    records: tuple[CommitRecord, ...],
+    published: tuple[int, str] | None,
+    *,
+    in_progress: bool,
+) -> Iterator[Finding]:
+    """Yield what is wrong with views and metadata, all of which derive from the log.
+
+    A publishing that was cut off leaves newer rows and newer array metadata beside the older root; so rows are compared
+    as far as the root shows them, and a shape lies between what the root shows and what is committed.
+    """
+    store = folder / STORE_FOLDER
+    arrays = layouts(run)
+    shown = replay_log(records[: 0 if published is None else published[0] + 1])
+    whole = replay_log(records)
+    shown_views, whole_views = (
+        build_views(list(run["fingerprint"]["sites"]), shown),
+        build_views(list(run["fingerprint"]["sites"]), whole),
+    )
+    yield from _check_view_chunks(folder, shown_views, whole_views)
+    expected = node_documents(arrays, shown_views, _lengths(shown))
+    ceiling = node_documents(arrays, whole_views, _lengths(whole))
+    root = _read_node(store / "zarr.json")
+    if isinstance(root, str):
+        yield Finding(f"{STORE_FOLDER}/zarr.json", root)
+    else:
+        consolidated = root.get("consolidated_metadata", {}).get("metadata", {})
+        for path, document in expected.items():
+            if problem := _compare_node(consolidated.get(path, {}), document, document):
+                yield Finding(f"{STORE_FOLDER}/zarr.json", f"{path}: {problem}")
+                break
+        if root["attributes"].get("run_id") != run["run_id"]:
+            yield Finding(f"{STORE_FOLDER}/zarr.json", "belongs to another run")
+    for path, document in expected.items():
+        node = _read_node(store / path / "zarr.json")
+        problem = (
+            node if isinstance(node, str) else _compare_node(node, document, None if in_progress else ceiling[path])
+        )
+        if problem:
+            yield Finding(f"{STORE_FOLDER}/{path}/zarr.json", problem)
+    behind = len(records) - len(shown.records)
+    if behind and isinstance(root, dict):
+        yield Finding(f"{STORE_FOLDER}/zarr.json", f"the last {behind} commits are not published yet", "harmless")
+    if not in_progress:
+        for stale in find_stale_views(store, whole_views):
+            yield Finding(str(stale.relative_to(folder)), "beyond the end of its array", "harmless")
+
+
+def _check_view_chunks(folder: Path, shown: Views, whole: Views) -> Iterator[Finding]:
+    """Yield view chunks that do not hold what the log says; they may already say what a later record changed."""
+    for path, column in shown.columns.items():
+        chunks = zip(column.chunks(dirty_only=False), whole.columns[path].chunks(dirty_only=False), strict=False)
+        for (name, rows), (_, later) in chunks:
+            file = folder / STORE_FOLDER / name
+            try:
+                values = column.layout.decode(file.read_bytes())
+            except OSError:
+                yield Finding(f"{STORE_FOLDER}/{name}", "missing")
+                continue
+            if values is None:
+                yield Finding(f"{STORE_FOLDER}/{name}", "damaged (its length or crc32c is wrong)")
+                continue
+            stored = values[: len(rows)]
+            if not (
+                np.array_equal(stored, rows, equal_nan=True)
+                or np.array_equal(stored, later[: len(rows)], equal_nan=True)
+            ):
+                yield Finding(f"{STORE_FOLDER}/{name}", "does not hold what the commit log says")
+
+
+def _read_node(path: Path) -> dict[str, Json] | str:
+    """Return a ``zarr.json``, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return "missing"
+    if not check_node(data):
+        return "damaged (its checksum does not match)"
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    return document if isinstance(document, dict) else "not a JSON object"
+
+
+def _compare_node(node: Mapping[str, Json], floor: Mapping[str, Json], ceiling: Mapping[str, Json] | None) -> str:
+    """Return what is wrong with a node: it must read as `floor` does, its length between those of floor and ceiling."""
+    for member in sorted(ESSENTIAL & floor.keys()):
+        if node.get(member) != floor[member]:
+            return f"{member} is {node.get(member)!r} in place of {floor[member]!r}"
+    if "shape" in floor:
+        shape = node.get("shape") or [-1]
+        longest = shape[0] if ceiling is None else ceiling["shape"][0]
+        if shape[1:] != floor["shape"][1:] or not floor["shape"][0] <= shape[0] <= longest:
+            return f"shape is {node.get('shape')} in place of {floor['shape']}"
+    return ""
+
+
+def _lengths(state: LogState) -> dict[str, int]:
+    return {stream: len(values) for stream, values in state.status.items()}
+
+
+def _problem(error: CorruptRecordingError, path: Path) -> str:
+    """Return the text of an error without the path, which a finding names already."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(".")
