@@ -25,6 +25,7 @@ __all__ = ["register"]
 RULES = ("top", "top-births", "top-both", "frobenius", "fp", "vl", "oracle")
 DISTANCES = ("top", "births", "deaths", "wasserstein")
 DATASETS = ("digits", "mnist", "fashion-mnist")
+CONNECT_SECONDS = 10.0
 ESTIMATORS = ("ridge", "svr", "random_forest", "hist_gradient_boosting", "strongest")
 
 # The constants of the learning-rate rule, all [O]; a test holds the defaults equal to the rule's own.
@@ -79,7 +80,7 @@ def analyze(
     show(document, as_json=as_json, table=lambda: tables.analysis_table(document))
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def replay() -> None:
     """Replay decision rules over recordings: what would each have decided?"""
 
@@ -289,7 +290,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     if not re.fullmatch(r"(tcp|tls|ws|wss)://[^/\s]+:\d+", address):
         raise InvalidArgumentError(f"--scheduler must look like tcp://HOST:PORT; got {address!r}")
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except OSError as error:
         raise InvalidArgumentError(
             f"no Dask scheduler answers at {address}: start one, or leave --scheduler out"

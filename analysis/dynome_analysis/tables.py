@@ -99,10 +99,8 @@ def stopping_tables(document: Mapping[str, Any]) -> RenderableType:
     for one in document["recordings"]:
         settings = one["parameters"]
         metric = settings["test_metric"] or "no test metric"
-        table = Table(
-            title=Text(f"{one['path']}: patience {settings['patience']}, burn-in {settings['burn_in']}"),
-            title_justify="left",
-        )
+        tables.append(Text(f"{one['path']}: patience {settings['patience']}, burn-in {settings['burn_in']}", "bold"))
+        table = Table()
         table.add_column("rule")
         for name in ("best epoch", "stopped at", f"{metric}, best epoch", f"{metric}, stop"):
             table.add_column(name, justify="right")
@@ -136,12 +134,9 @@ def learning_rate_tables(document: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(str(document["note"]).capitalize() + ".", style="bold")]
     for one in document["recordings"]:
         settings = one["parameters"]
-        table = Table(
-            title=Text(
-                f"{one['path']}: distance {settings['distance']}, base rate {settings['base_rate']:g}, open loop"
-            ),
-            title_justify="left",
-        )
+        settled = f"distance {settings['distance']}, base rate {settings['base_rate']:g}, open loop"
+        parts.append(Text(f"{one['path']}: {settled}", "bold"))
+        table = Table()
         for name in ("epoch", "step", "distance", "z", "state", "gain", "rate"):
             table.add_column(name, justify="left" if name == "state" else "right")
         columns = [one[name] for name in ("epochs", "steps", "distance", "z", "state", "gain", "rate")]
@@ -176,7 +171,7 @@ def prediction_tables(document: Mapping[str, Any]) -> RenderableType:
         scores.add_row(
             name, _number(row["r2"]), _interval(row["r2_interval"]), _number(row["mae"]), _interval(row["mae_interval"])
         )
-    runs = Table(title="Each run, by models that have not seen it", title_justify="left")
+    runs = Table(title="Each run", title_justify="left")
     runs.add_column("run", overflow="fold")
     for name in ("true", "predicted"):
         runs.add_column(name, justify="right")
