@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INPUT = -1
 
 
 @dataclass
 class Description:
-    """Layers in call order. ``add`` returns the layer's index, for ``sources``; by default a layer reads the one before."""
+    """Layers in call order; by default a layer reads the one before."""
 
     layers: list[dict[str, Any]] = field(default_factory=list)
     parameters: list[dict[str, Any]] = field(default_factory=list)
@@ -30,6 +32,7 @@ class Description:
         call: int = 0,
         **configuration: Any,
     ) -> int:
+        """Add a layer and return its index, for others to name in ``sources``."""
         index = len(self.layers)
         name = name or f"{kind.lower()}{index}"
         own: dict[str, str] = {}

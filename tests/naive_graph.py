@@ -1,12 +1,15 @@
-"""Slow twins of the weight graphs: every edge in a list, every number by a loop, written from the paper's definitions."""
+"""Slow twins of the weight graphs: every edge in a list, every number by a loop, from the paper's definitions."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Edge = tuple[int, int, float]
 

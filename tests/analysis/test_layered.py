@@ -63,7 +63,9 @@ def test_edges_equal_the_naive_twin(factors: list[int], widths: list[int], axes:
     np.testing.assert_allclose(graph.degree(), naive.degrees(n, edges), rtol=1e-12)
     expected = naive.components(n, edges)
     labels = graph.components()
-    assert {frozenset(np.flatnonzero(labels == label).tolist()) for label in set(labels)} == set(map(frozenset, expected))
+    assert {frozenset(np.flatnonzero(labels == label).tolist()) for label in set(labels)} == set(
+        map(frozenset, expected)
+    )
 
 
 def test_values_of_a_small_network() -> None:
@@ -234,7 +236,10 @@ def test_what_cannot_be_followed_is_refused_by_name(change: str, message: str) -
     [
         (lambda weights: weights.pop("fc1.weight"), "weight 'fc1.weight' of layer 'fc1' was not recorded"),
         (lambda weights: weights.update({"fc2.weight": np.ones((2, 4))}), "has shape .2, 4., which its layer graph"),
-        (lambda weights: weights["conv0.weight"].__setitem__((0, 0, 1, 1), np.nan), "'conv0.weight' .* NaN or infinity"),
+        (
+            lambda weights: weights["conv0.weight"].__setitem__((0, 0, 1, 1), np.nan),
+            "'conv0.weight' .* NaN or infinity",
+        ),
         (lambda weights: weights["fc1.weight"].__setitem__((2, 5), -np.inf), "'fc1.weight' .* NaN or infinity"),
     ],
     ids=["missing", "shape", "nan", "infinity"],
@@ -245,6 +250,15 @@ def test_weights_that_make_no_graph_are_refused_by_name(change: Any, message: st
     change(weights)
     with pytest.raises(InvalidDataError, match=message):
         rolled_graph(rolled_structure(description.model()), weights)
+
+
+def test_a_layer_whose_output_is_no_tensor_passes_its_input_on() -> None:
+    description = describe.Description()
+    description.add("Linear", [3], reads=[2], weight=[3, 2])
+    description.add("Wrapper", [], reads=[3])
+    description.layers[-1]["output_shape"] = None
+    description.add("Linear", [1], reads=[3], weight=[1, 3])
+    assert rolled_structure(description.model()).n_edges == 9
 
 
 def test_the_description_is_not_changed() -> None:

@@ -118,12 +118,13 @@ def _tune(
     """Return the best of an estimator's grid, fitted to everything given."""
     from sklearn.model_selection import GridSearchCV
 
+    candidates = [_make(name, seed) for name in (STRONGEST if estimator == "strongest" else (estimator,))]
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    # A single candidate, or a single configuration to train on, leaves nothing to choose or nothing to choose by.
+    if len(splits) < 2 or (len(candidates) == 1 and not candidates[0][1]):
+        return candidates[0][0].fit(features, target)
     searches = []
-    for name in STRONGEST if estimator == "strongest" else (estimator,):
-        model, grid = _make(name, seed)
-        if len(splits) < 2:  # a single configuration to train on: nothing to choose by
-            return model.fit(features, target)
+    for model, grid in candidates:
         search = GridSearchCV(
             model, grid, scoring="neg_mean_squared_error", cv=splits, refit=False, error_score="raise"
         )
@@ -153,4 +154,4 @@ def _make(name: Estimator, seed: int) -> tuple[Any, dict[str, list[Any]]]:
         return RandomForestRegressor(100, random_state=seed), {"max_features": [1.0, 0.33]}
     # The default of 20 runs per leaf could not split a sweep of 24 runs at all.
     model = HistGradientBoostingRegressor(min_samples_leaf=4, early_stopping=False, random_state=seed)
-    return model, {"learning_rate": [0.1]}
+    return model, {}
