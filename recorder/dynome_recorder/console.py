@@ -107,10 +107,6 @@ class CommandGroup(click.Group):
             _fail(str(missing), kind=type(missing).__name__, exit_code=missing.exit_code, as_json=as_json)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted.", kind="Interrupted", exit_code=130, as_json=as_json)
-        except BrokenPipeError:
-            # Whoever read our output has seen enough; closing standard output again must not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except Exception as error:
             if os.environ.get("DYNOME_TRACEBACK"):
                 raise

@@ -45,8 +45,8 @@ class CommittedStore(WrapperStore[LocalStore]):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return the bytes of a key, the array's metadata from the log.
 
-        A committed file is compared with its size first: zarr reads a missing chunk, and a shard cut to nothing, as fill
-        values.
+        A committed file is compared with its size first: zarr reads a missing chunk, and a shard cut to nothing, as
+        fill values.
         """
         if key in self.metadata:
             return cpu.Buffer.from_bytes(self.metadata[key])
@@ -77,6 +77,14 @@ class CommittedArray(zarr.Array):  # type: ignore[misc,type-arg,unused-ignore]
     def get_orthogonal_selection(self, *args: Any, **kwargs: Any) -> Any:
         """Read an orthogonal selection."""
         return self._guarded(super().get_orthogonal_selection, *args, **kwargs)
+
+    def get_coordinate_selection(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a selection of points."""
+        return self._guarded(super().get_coordinate_selection, *args, **kwargs)
+
+    def get_block_selection(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a selection of chunks."""
+        return self._guarded(super().get_block_selection, *args, **kwargs)
 
     def _guarded(self, read: Any, *args: Any, **kwargs: Any) -> Any:
         try:

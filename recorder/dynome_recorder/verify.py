@@ -184,8 +184,10 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
         elif scan.lines[record.sequence].data != line.data:
             damaged(line.path, f"holds another record {record.sequence} than {scan.lines[record.sequence].path.name}")
         elif line.path != scan.lines[record.sequence].path:
+            # Names of single records sort before those of segments.
+            single = min(line.path, scan.lines[record.sequence].path)
             problem = "folded into a segment, not deleted yet"
-            scan.findings.append(Finding(str(line.path.relative_to(folder)), problem, "harmless"))
+            scan.findings.append(Finding(str(single.relative_to(folder)), problem, "harmless"))
     for sequence in range(last + 1):
         if sequence not in scan.records:
             scan.missing.append(sequence)

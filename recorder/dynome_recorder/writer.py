@@ -20,10 +20,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dynome_recorder.commits import (
-    GENESIS,
     SEGMENT_LENGTH,
     CommitRecord,
     LogState,
+    chain_link,
     fold_segments,
     record_path,
     replay_log,
@@ -53,7 +53,7 @@ from dynome_recorder.layout import ArraySpec, BulkLayout
 from dynome_recorder.manifest import Manifest, committed_state
 from dynome_recorder.publish import Publisher, check_published, read_published, stream_of
 from dynome_recorder.run import RunDescription, check_fingerprint, layouts, normalised, read_run, run_document
-from dynome_recorder.sweep import sweep_orphans
+from dynome_recorder.sweep import find_stale_views, sweep_orphans
 from dynome_recorder.views import HEALTH_PROBLEMS, Views, build_views
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ class RecordingWriter:
                 writer = cls(
                     folder, run, state, lock=lock, resumed=not new, publish_interval=publish_interval, clock=clock
                 )
+                for stale in find_stale_views(folder / STORE_FOLDER, writer._views):
+                    stale.unlink()
                 writer._publish()
                 if new:
                     # Last, so that a folder with a run.json is a whole recording.
@@ -363,7 +365,7 @@ class RecordingWriter:
 
     @property
     def _previous(self) -> str:
-        return GENESIS if self._tail is None else self._tail.checksum
+        return chain_link(self._tail)
 
     def _append(self, record: CommitRecord) -> CommitRecord:
         self._tail = write_record(self.path / COMMITS_FOLDER, record)

@@ -178,7 +178,12 @@ def test_a_chunk_that_is_damaged_after_opening_is_named(make_recording, how, sit
     if how == "flip":
         data[len(data) // 3] ^= 4
     file.write_bytes(data if how == "flip" else data[: len(data) // 2] if how == "truncate" else b"")
-    for read in (lambda: array[1], lambda: array.oindex[[1], :, :], lambda: array.get_basic_selection((1,))):
+    for read in (
+        lambda: array[1],
+        lambda: array.oindex[[1], :, :],
+        lambda: array.vindex[1, 0, 0],
+        lambda: array.blocks[1],
+    ):
         with pytest.raises(CorruptRecordingError, match=r"c\.1\.0\.0: "):
             read()
     assert array[0].shape[0] == 800 or sites["a"] == 12
