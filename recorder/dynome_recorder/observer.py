@@ -65,7 +65,7 @@ class Observer:
         self.model_output: Any = None
 
     def run(self, call: Callable[[], Any], batch: Any) -> Any:
-        """Call with hooks on every module, the batch's tensors marked as the model's input; the hooks are gone after it."""
+        """Call with hooks on every module and the batch marked as the model's input; the hooks are gone after it."""
         for tensor in tensors_in(batch):
             self.sources[tensor] = frozenset({MODEL_INPUT})
         handles = []

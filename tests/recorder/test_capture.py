@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import google_crc32c
 import numpy as np
@@ -305,3 +307,29 @@ def test_probe_takes_any_data_set_without_labels() -> None:
         probe=Probe(TensorDataset(torch.randn(9, 2)), size=5),
     )
     assert found.activations["1"].shape == (5, 3)
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_accelerators_are_seeded_and_restored_device_by_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in backend, so that the path runs on a machine without an accelerator."""
+    log: list[tuple] = []
+
+    def entering(place):
+        log.append(("enter", place))
+        return contextlib.nullcontext()
+
+    backend = SimpleNamespace(
+        get_rng_state=lambda *place: log.append(("get", *place)) or "state",
+        set_rng_state=lambda state, *place: log.append(("set", state, *place)),
+        manual_seed=lambda seed: log.append(("seed", seed)),
+        device=entering,
+    )
+    monkeypatch.setattr(torch, kind, backend)
+    place = torch.device(kind, 0)
+    model = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=place)], buffers=list)
+    with preserved_random_state(seed=5, model=model):
+        log.append(("run",))
+    if kind == "mps":  # one device: its functions take no place
+        assert log == [("get",), ("seed", 5), ("run",), ("set", "state")]
+    else:
+        assert log == [("get", place), ("enter", place), ("seed", 5), ("run",), ("set", "state", place)]
