@@ -343,15 +343,10 @@ def _analysis(recording: Recording, sites: Sequence[str] | str | None, progress:
 
 
 def _snapshot_series(analysis: xr.Dataset, variable: str) -> Series:
-    """Return one value per epoch, its first snapshot's; the first snapshot of all has no distance: no observation."""
-    values = np.asarray(analysis[variable].values, np.float64)
-    epochs = analysis["epoch"].values.tolist()
-    start = 1 if variable.startswith("reconfiguration_") else 0
+    """Return one value per epoch, its first snapshot's; the very first has no change: NaN, which rules pass over."""
     series: Series = {}
-    for epoch, value in zip(epochs[start:], values[start:].tolist()):
-        if start and epoch == epochs[0]:
-            continue  # within the first epoch there is no change from epoch to epoch yet
-        series.setdefault(epoch, value)
+    for epoch, value in zip(analysis["epoch"].values.tolist(), analysis[variable].values.tolist()):
+        series.setdefault(epoch, float(value))
     return series
 
 
