@@ -7,7 +7,6 @@ may delete there, and with which settings, so that results of two settings never
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from dynome_analysis.files import write_text
 from dynome_recorder.errors import InvalidArgumentError, RecordingLockedError, StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dynome_analysis.demo.settings import DemoSettings
 
-__all__ = ["DemoFolder", "open_demo_folder", "write_text"]
+__all__ = ["DemoFolder", "open_demo_folder"]
 
 MARKER = "demo.json"
 LOCK = "demo.lock"
@@ -109,21 +109,6 @@ def open_demo_folder(path: Path, settings: DemoSettings, *, fresh: bool) -> Iter
         yield DemoFolder(path, found)
     finally:
         lock.release()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror}): make room or choose another folder"
-        ) from error
 
 
 def _check_marker(marker: Path, expected: dict[str, Any]) -> None:

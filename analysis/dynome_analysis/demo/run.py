@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynome_analysis.datasets import DatasetName, load_dataset
-from dynome_analysis.demo.folder import open_demo_folder, write_text
+from dynome_analysis.demo.folder import open_demo_folder
 from dynome_analysis.demo.settings import demo_settings
 from dynome_analysis.demo.summary import encode_summary, summarize
+from dynome_analysis.files import write_text
 from dynome_recorder.errors import InvalidArgumentError, RecordingNotFoundError
 
 if TYPE_CHECKING:
@@ -133,17 +134,16 @@ def _train_all(
 
     tensors = TensorSplits(data)
     total = sum(run.epochs for run in runs)
-    finished = sum(min(done[run.name], run.epochs) for run in runs)
+    finished = sum(run.epochs for run in runs) - sum(run.epochs for run in open_runs)
     for run in open_runs:
-        before = finished - max(done[run.name], 0)
         train(
             run,
             tensors,
             recording=folder.recording(run.name),
             checkpoints=folder.checkpoints(run.name),
-            on_epoch=partial(_report_epoch, progress, before, total),
+            on_epoch=partial(_report_epoch, progress, finished, total),
         )
-        finished = before + run.epochs
+        finished += run.epochs
         shutil.rmtree(folder.checkpoints(run.name), ignore_errors=True)
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
 

@@ -44,8 +44,7 @@ def closing_table(summary: Mapping[str, Any]) -> RenderableType:
         )
     predicted = summary["prediction"]
     prediction = Table(
-        title=f"Final accuracy of {predicted['n_runs']} short runs, predicted from their first "
-        f"{predicted['epochs_used']} epochs",
+        title=f"Final accuracy of {predicted['n_runs']} short runs from their first {predicted['epochs_used']} epochs",
         title_justify="left",
     )
     prediction.add_column("predicted from")

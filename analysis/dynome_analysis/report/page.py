@@ -14,12 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynome_analysis.files import write_text
 from dynome_analysis.report.document import Chapter, Drawing, Section, Table, plural
 from dynome_analysis.report.evidence import gather
 from dynome_analysis.report.figures.style import THEME, dark_of
 from dynome_analysis.report.sections.chapter import recording_chapter
 from dynome_analysis.report.sections.prediction import prediction_section
-from dynome_recorder.errors import InvalidArgumentError, StorageError
+from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +127,7 @@ def write_report(
     what = f"Recording {opened[0].path.name}" if len(opened) == 1 else plural(len(opened), "recording")
     subtitle = f"{what}; the stopping rules have a patience of {plural(patience, 'epoch')}."
     path = Path(out)
-    _write(path, render_page(chapters, title=title, subtitle=subtitle))
+    write_text(path, render_page(chapters, title=title, subtitle=subtitle))
     return path
 
 
@@ -188,15 +189,3 @@ def _height_of(drawing: Drawing) -> int:
     model: Any = drawing.model
     children = getattr(model, "children", [model])
     return sum(int(child.height or 0) for child in children)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"the report {path} cannot be written ({error.strerror}): name another file with --out"
-        ) from error
