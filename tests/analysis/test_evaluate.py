@@ -16,14 +16,16 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import write_recording
+from sklearn.dummy import DummyRegressor
 
 import dynome_analysis as dya
+from dynome_analysis.prediction import estimators
 from dynome_analysis.prediction.estimators import grouped_folds, predict_unseen
 from dynome_analysis.prediction.scores import score
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dynome_recorder.writer import Moment
 
@@ -279,22 +281,27 @@ def test_folds_keep_groups_whole_and_are_alike_in_size(groups: list[str], folds:
     assert backwards.tolist() == found.tolist()[::-1]
 
 
-def test_inner_splits_keep_groups_whole() -> None:
-    """A tree that sees a twin of the run would be exact; in nested grouped folds it has never seen one."""
+def test_outer_and_inner_splits_keep_groups_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the model nor the choice of its hyper-parameters sees a twin of a run that it is judged by."""
     generator = np.random.default_rng(0)
-    target = np.repeat(generator.normal(size=12), 4)
-    features = np.repeat(generator.normal(size=(12, 3)), 4, axis=0)
-    groups = [f"g{position // 4:02d}" for position in range(48)]
-    grouped = grouped_folds(groups, folds=4, seed=0)
-    loose = grouped_folds([f"{position:02d}" for position in range(48)], folds=4, seed=0)
+    group = np.repeat(np.arange(12), 4)
+    order = generator.permutation(48)
+    features = np.column_stack([group, np.arange(48)]).astype(float)[order]
+    names = [f"g{number:02d}" for number in group[order]]
+    folds = grouped_folds(names, folds=4, seed=0)
+    seen: list[np.ndarray] = []
 
-    def error(folds: np.ndarray, names: Sequence[str]) -> float:
-        predicted = predict_unseen(
-            features, target, groups=names, folds=folds, estimator="hist_gradient_boosting", seed=0
-        )
-        return float(np.abs(predicted - target).mean())
+    def watch(train: np.ndarray, target: np.ndarray, *, folds: np.ndarray, **options: Any) -> Any:
+        table = pd.DataFrame({"group": train[:, 0], "inner": folds})
+        assert table.groupby("group")["inner"].nunique().max() == 1
+        assert table["inner"].nunique() == 3
+        seen.append(train[:, 0])
+        return DummyRegressor().fit(train, target)
 
-    assert error(loose, groups) < 0.3 * error(grouped, groups)
+    monkeypatch.setattr(estimators, "_tune", watch)
+    predict_unseen(features, generator.normal(size=48), groups=names, folds=folds, estimator="ridge", seed=0)
+    assert [len(set(groups)) for groups in seen] == [9] * 4
+    assert [len(groups) for groups in seen] == [36] * 4
 
 
 def test_scores_against_scikit_learn_and_by_hand() -> None:

@@ -199,6 +199,10 @@ def broken(change: str) -> describe.Description:
     elif change == "concatenation of equals":
         branch = description.add("Linear", [3], reads=[16], weight=[3, 16], sources=[2], name="branch")
         description.add("Linear", [2], reads=[6], weight=[2, 6], sources=[branch, 3], name="both")
+    elif change == "concatenation, pooled":
+        description.conv(4, 3, reads=[1, 4, 4], padding=1, sources=[describe.INPUT], name="branch")
+        branch = len(layers) - 1
+        description.add("Linear", [2], reads=[32], weight=[2, 32], sources=[0, branch], name="both")
     elif change == "reshape":
         description.add("Unflatten", [3, 5], reads=[3, 5])
     elif change == "pixels":
@@ -219,6 +223,7 @@ def broken(change: str) -> describe.Description:
         ("weight norm", "layer 'fc1' has no plain parameter 'weight'"),
         ("unequal branches", r"layer 'fc2' reads conv0 \(4\), fc1 \(3\) together"),
         ("concatenation of equals", r"layer 'both': the 3 channels of fc1\+branch cannot be followed into a tensor"),
+        ("concatenation, pooled", r"layer 'both': the 4 channels of conv0\+branch cannot be followed into a tensor"),
         ("reshape", r"layer 'unflatten\d+': the 2 channels of fc2 cannot be followed into a tensor of shape \(3, 5\)"),
         ("pixels", r"layer 'mixer': its weight of shape \(2, 4\) does not fit the 4 channels of conv0"),
         ("unknown source", "layer 'fc2': the recording does not say which layers' outputs reach it"),
