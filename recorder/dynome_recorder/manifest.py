@@ -240,6 +240,8 @@ def check_fit(folder: Path, run: Mapping[str, Json], state: LogState) -> None:
             counts[stream] = index + 1
             if record.kind == "moment":
                 expected |= {layout.file(index) for path, layout in arrays.items() if stream_of(path) == stream}
+        if any(".." in name.split("/") or name.startswith("/") for name in record.files):
+            raise CorruptRecordingError(f"{where} names a file outside the store.")
         # Files of a stream that only a newer minor version knows are its own matter.
         known = {name for name in record.files if stream_of(name) in state.status}
         if known != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["RunDescription", "check_fingerprint", "layouts", "read_run", "run_document"]
+
+# What run.json says is joined to paths: nothing in it may lead out of the store.
+_ARRAY_PATH = re.compile(r"probe/sites/(?!\.{1,2}/)[^/\\]+/activation|weights/(?!\.{1,2}/)[^/\\]+/weight")
 
 RESERVED_PARAMETERS = frozenset({"epoch", "step", "time", "status"})
 
@@ -130,7 +134,9 @@ def read_run(path: Path) -> dict[str, Json]:
     try:
         if not isinstance(document["run_id"], str):
             raise TypeError("run_id")
-        layouts(document)
+        for array in layouts(document):
+            if not _ARRAY_PATH.fullmatch(array):
+                raise ValueError(f"path {array!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptRecordingError(f"{file}: not a description of a recording ({error!r}).") from error
     return document

@@ -363,6 +363,22 @@ def test_a_run_description_that_says_nothing_is_corrupt(tmp_path):
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("hostile", ["../../../../etc/passwd", "probe/sites/../activation", "/etc/passwd"])
+def test_paths_that_lead_out_of_the_recording_are_refused(make_recording, hostile):
+    path = make_recording(epochs=0)
+    run = unseal((path / "run.json").read_bytes(), where="x", indent=True)
+    record = unseal((path / "commits/00000000.json").read_bytes(), where="x")
+    (path / "commits/00000000.json").write_bytes(
+        seal({**record, "files": {**record["files"], hostile + "/..": [1, "0"]}})
+    )
+    with pytest.raises(CorruptRecordingError, match="outside the store"):
+        read_manifest(path, check=False)
+    run["fingerprint"]["sites"]["hidden1"]["path"] = hostile
+    (path / "run.json").write_bytes(seal(run, indent=True))
+    with pytest.raises(CorruptRecordingError, match="not a description of a recording"):
+        read_manifest(path)
+
+
 def test_a_newer_minor_version_is_read(make_recording):
     path = make_recording(epochs=2)
     run = unseal((path / "run.json").read_bytes(), where="x", indent=True)
