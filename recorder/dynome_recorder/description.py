@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidArgumentError
@@ -113,6 +112,9 @@ def _weight_spec(weight: PlannedWeight) -> ArraySpec:
 
 
 def _versions() -> dict[str, str]:
+    # Two thirds of this package's import time, hence here.
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for name in ("dynome", "torch", "numpy"):
         with contextlib.suppress(PackageNotFoundError):

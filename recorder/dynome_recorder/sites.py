@@ -8,7 +8,6 @@ fires.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -225,6 +224,8 @@ def _nothing_matches(pattern: Pattern, aliases: Mapping[str, tuple[str, ...]]) -
     if not isinstance(pattern, str):
         hint = "it is none of this model's modules"
     else:
+        import difflib
+
         near = difflib.get_close_matches(pattern.lstrip("!"), names, n=3, cutoff=0.5)
         shown = near or names[:8]
         more = ", ..." if not near and len(names) > len(shown) else ""
