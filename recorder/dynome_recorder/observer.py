@@ -1,4 +1,4 @@
-"""The watcher behind `trace`: module hooks, and a dispatch mode that carries the sources of every tensor.
+"""The watcher behind `canary`: module hooks, and a dispatch mode that carries the sources of every tensor.
 
 Sources are kept per tensor object. Two things need care, and each has a test: an operation in place changes what every
 other view of that memory holds, and a module may hand on its input itself, which must not rename the input.

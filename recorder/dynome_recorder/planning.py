@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from .canary import trace_model
 from .capture import RecordedType, Reduction, SiteLayout, layout_site
 from .errors import InvalidArgumentError
 from .isolation import device_of
 from .plan import Plan, PlannedWeight
 from .probe import Forward, Probe, to_device
 from .sites import Pattern, select_sites
-from .trace import Trace, trace_model
+from .trace import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
+from dynome_recorder.canary import trace_model
 from dynome_recorder.capture import (
     Captured,
     capture,
@@ -29,7 +30,6 @@ from dynome_recorder.capture import (
 from dynome_recorder.isolation import preserved_random_state
 from dynome_recorder.probe import call_model
 from dynome_recorder.sites import Site, select_sites
-from dynome_recorder.trace import trace_model
 
 PROBE = Probe(dataset(), size=24, seed=3, batch_size=10)
 

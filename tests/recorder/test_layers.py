@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError
+from dynome_recorder.canary import trace_model
 from dynome_recorder.layers import describe_model, describe_parameters
 from dynome_recorder.probe import call_model
-from dynome_recorder.trace import Trace, trace_model
+from dynome_recorder.trace import Trace
 
 
 def trace(model: nn.Module, *shape: int) -> Trace:
