@@ -1,6 +1,6 @@
 """The layer graph of ``run.json``: what the analysis needs to know of a model whose code it does not have.
 
-Plain data: names, shapes, configuration and sources. The watching is done by `trace`; here one module call becomes one
+Plain data: names, shapes, configuration and sources. The watching is done by `canary`; here one module call becomes one
 record, and a module's parameters become one list with the tied ones named once.
 """
 

@@ -13,7 +13,6 @@ from .isolation import device_of
 from .plan import Plan, PlannedWeight
 from .probe import Forward, Probe, to_device
 from .sites import Pattern, select_sites
-from .trace import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .schedule import Schedule
+    from .trace import Trace
 
 
 def make_plan(

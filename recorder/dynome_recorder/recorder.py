@@ -2,7 +2,7 @@
 
 It owns the order of things and the promise not to harm: until the first training step every error raises; from then
 on an error stops the recording, loudly, and training goes on (``strict=True`` raises instead). The parts it drives
-know nothing of each other: `trace` watches one pass, `capture` runs the probe, the writer commits plain arrays (a
+know nothing of each other: `canary` watches one pass, `capture` runs the probe, the writer commits plain arrays (a
 `Moment`), so that a writer in another thread, further streams and several ranks can take their places later.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from dynome_recorder import InvalidArgumentError, InvalidDataError
 from dynome_recorder.canary import trace_model
 from dynome_recorder.layers import describe_model, describe_parameters
 from dynome_recorder.probe import call_model
-from dynome_recorder.trace import Trace
+
+if TYPE_CHECKING:
+    from dynome_recorder.trace import Trace
 
 
 def trace(model: nn.Module, *shape: int) -> Trace:
