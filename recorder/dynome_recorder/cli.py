@@ -213,8 +213,8 @@ def verification_table(document: Mapping[str, Any]) -> RenderableType:
     busy = "; being recorded now" if document["in_progress"] else ""
     way_out = ""
     if not document["valid"]:
-        repairable = all(finding["repairable"] for finding in document["findings"])
-        way_out = "; 'dynome verify --deep --repair' makes it valid again" if repairable else "; restore it from a copy"
+        can_repair = all(finding["repairable"] for finding in document["findings"])
+        way_out = "; 'dynome verify --deep --repair' makes it valid again" if can_repair else "; restore it from a copy"
     parts.append(Text(f"{document['path']}: {verdict} ({amount}; {depth}{busy}){way_out}"))
     return Group(*parts)
 

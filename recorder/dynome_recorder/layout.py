@@ -21,7 +21,7 @@ from dynome_recorder.errors import InvalidArgumentError
 from dynome_recorder.format import FORMAT_VERSION, Json, crc32, encode_json, storage_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -144,31 +144,33 @@ class BulkLayout:
         """Return the path below ``store.zarr`` of the file of one snapshot."""
         return f"{self.path}/{chunk_name((index, *(0 for _ in self.shape)))}"
 
-    def encode(self, data: NDArray[Any]) -> bytes:
-        """Return the bytes of the file that stores one snapshot.
+    def pieces(self, data: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield the inner chunks of a snapshot in C order, as views; each can be compressed by itself.
 
         Parameters
         ----------
         data
             Array of :attr:`shape` in the dtype on disk (bfloat16: uint16 bit patterns).
-
-        Notes
-        -----
-        Every inner chunk is written, also one of fill values only: what is there must never look like what is missing.
         """
-        array = np.ascontiguousarray(data, dtype=self.stored).reshape(self.shape)
+        array = np.asarray(data, dtype=self.stored).reshape(self.shape)
+        ranges = [range(0, length, step) for length, step in zip(self.shape, self.inner, strict=True)]
+        for starts in itertools.product(*ranges):
+            yield array[tuple(slice(start, start + step) for start, step in zip(starts, self.inner, strict=True))]
+
+    def assemble(self, compressed: Sequence[bytes]) -> bytes:
+        """Return the bytes of the file that stores one snapshot, from its compressed inner chunks in C order.
+
+        Every inner chunk is there, also one of fill values only: what is there must never look like what is missing.
+        """
         if self.inner == self.shape:
-            return _compress(array)
-        pieces: list[bytes] = []
-        index: list[tuple[int, int]] = []
-        offset = 0
-        for window in _windows(self.shape, self.inner):
-            piece = _compress(np.ascontiguousarray(array[window]))
-            index.append((offset, len(piece)))
-            pieces.append(piece)
-            offset += len(piece)
-        table = np.asarray(index, dtype="<u8").tobytes()
-        return b"".join([*pieces, _with_crc(table)])
+            return compressed[0]
+        ends = np.cumsum([len(piece) for piece in compressed])
+        table = np.stack([ends - [len(piece) for piece in compressed], np.diff(ends, prepend=0)], axis=1)
+        return b"".join([*compressed, _with_crc(table.astype("<u8").tobytes())])
+
+    def encode(self, data: NDArray[Any]) -> bytes:
+        """Return the bytes of the file that stores one snapshot, made in this thread."""
+        return self.assemble([compress(piece) for piece in self.pieces(data)])
 
 
 @dataclass(frozen=True)
@@ -341,19 +343,13 @@ def _fill_value(dtype: str) -> Json:
     return False if dtype == "bool" else 0
 
 
-def _windows(shape: tuple[int, ...], inner: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Yield the windows of the inner chunks of a shard in C order."""
-    ranges = [range(0, length, step) for length, step in zip(shape, inner, strict=True)]
-    for starts in itertools.product(*ranges):
-        yield tuple(slice(start, start + step) for start, step in zip(starts, inner, strict=True))
-
-
 def _with_crc(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-def _compress(array: NDArray[Any]) -> bytes:
+def compress(piece: NDArray[Any]) -> bytes:
+    """Return the bytes of an inner chunk: zstd, then the crc32c of that. Releases the GIL while it compresses."""
     # numcodecs takes 0.1 s to import; only a process that writes pays for it.
     from numcodecs import zstd  # type: ignore[import-untyped]
 
-    return _with_crc(zstd.compress(array.reshape(-1).view(np.uint8), ZSTD_LEVEL))
+    return _with_crc(zstd.compress(np.ascontiguousarray(piece).reshape(-1).view(np.uint8), ZSTD_LEVEL))

@@ -49,7 +49,7 @@ from dynome_recorder.format import (
     crc32,
     seal,
 )
-from dynome_recorder.layout import ArraySpec, BulkLayout
+from dynome_recorder.layout import ArraySpec, BulkLayout, compress
 from dynome_recorder.manifest import Manifest, committed_state
 from dynome_recorder.publish import Publisher, check_published, read_published, stream_of
 from dynome_recorder.run import RunDescription, check_fingerprint, layouts, normalised, read_run, run_document
@@ -429,10 +429,17 @@ class RecordingWriter:
     def _write_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
         """Write and sync one file per array; returns size and crc32 by path."""
 
+        # Inner chunks of all arrays are compressed side by side. They are queued before the tasks that wait for them,
+        # so these can never fill the pool while what they wait for has not started.
+        pieces = {
+            path: [self._pool.submit(compress, piece) for piece in self._layouts[path].pieces(array)]
+            for path, array in arrays.items()
+        }
+
         def write(path: str) -> tuple[str, tuple[int, str]]:
             layout = self._layouts[path]
             name = self._file(layout)
-            data = layout.encode(arrays[path])
+            data = layout.assemble([piece.result() for piece in pieces[path]])
             target = self.path / STORE_FOLDER / name
             write_file(target, data, sync=True)
             sync_folder(target.parent)
