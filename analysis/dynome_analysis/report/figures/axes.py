@@ -49,15 +49,13 @@ def frame(
         aspect_ratio=aspect_ratio,
         sizing_mode="stretch_width" if aspect_ratio is None else "scale_width",
         tools=TOOLS,
-        toolbar_location="above",
+        toolbar_location="right",
         x_axis_label=x_label,
         y_axis_label=y_label,
         y_axis_type=y_axis_type,
         **ranges,
     )
-    # It comes with the pointer, over the corner of the figure, and takes no room of its own.
     plot.toolbar.autohide = True
-    plot.toolbar_inner = True
     plot.toolbar.logo = None
     plot.xgrid.visible = False
     return plot
