@@ -482,10 +482,11 @@ class RecordingWriter:
 
 
 def acquire_lock(folder: Path) -> FileLock:
-    """Take the lock of a recording at once, or raise RecordingLockedError."""
+    """Take the lock of a recording, or raise RecordingLockedError."""
     lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        # Half a second, because `dynome info` holds the lock for an instant to see whether a recorder does.
+        lock.acquire(timeout=0.5)
     except Timeout:
         raise RecordingLockedError(
             f"{folder}: another process is recording here; wait until it ends, end it, or record to another folder."
