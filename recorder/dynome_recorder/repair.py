@@ -23,13 +23,14 @@ from dynome_recorder.commits import (
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.files import check_file, sync_folder, write_atomically
 from dynome_recorder.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
+from dynome_recorder.lifecycle import acquire_lock, storage_errors
+from dynome_recorder.logscan import LogScan, scan_log
 from dynome_recorder.manifest import committed_state
 from dynome_recorder.publish import Publisher, read_published, stream_of
 from dynome_recorder.run import layouts, read_run
 from dynome_recorder.sweep import find_stale_views, quarantine, sweep_orphans
-from dynome_recorder.verify import LogScan, Verification, inspect, scan_log
+from dynome_recorder.verify import Verification, inspect
 from dynome_recorder.views import build_views
-from dynome_recorder.writer import acquire_lock, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -19,16 +19,13 @@ from dynome_recorder.commits import (
     COMMITTED,
     CommitRecord,
     LogState,
-    StoredLine,
-    check_chain,
-    record_path,
     replay_log,
-    stored_lines,
 )
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.files import check_file
-from dynome_recorder.format import COMMITS_FOLDER, LOCK_FILE, PARTIAL_SUFFIX, STORE_FOLDER, Json
+from dynome_recorder.format import COMMITS_FOLDER, LOCK_FILE, STORE_FOLDER, Json
 from dynome_recorder.layout import check_node
+from dynome_recorder.logscan import Finding, problem_of, scan_log
 from dynome_recorder.manifest import check_fit
 from dynome_recorder.publish import node_documents, read_published
 from dynome_recorder.run import layouts, read_run
@@ -54,29 +51,6 @@ ESSENTIAL = frozenset(
     }
 )
 """Members of a ``zarr.json`` that decide how data is read; the shape is checked apart, attributes may grow."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it should be.
-
-    Attributes
-    ----------
-    file
-        Path below the recording's folder.
-    problem
-        What is wrong, in words.
-    severity
-        "damage": a reader may miss something or be stopped. "harmless": an interrupted write left it, nothing committed
-        is affected, and opening the recording to continue (or ``--repair``) cleans it up.
-    repairable
-        Whether ``--repair`` makes the recording valid again; data that is gone becomes a recorded gap.
-    """
-
-    file: str
-    problem: str
-    severity: Literal["damage", "harmless"] = "damage"
-    repairable: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,91 +97,6 @@ class Verification:
     def valid(self) -> bool:
         """Whether no damage was found: everything committed (and not recorded as lost) is readable."""
         return all(finding.severity != "damage" for finding in self.findings)
-
-
-@dataclass
-class LogScan:
-    """What can be read of a log, damaged or not.
-
-    Attributes
-    ----------
-    lines
-        A good copy of each record that has one, by sequence.
-    records
-        The same, decoded.
-    missing
-        Sequences that must exist and have no good copy, in order.
-    damaged
-        Files of the log that hold at least one bad copy.
-    findings
-        What was found.
-    """
-
-    lines: dict[int, StoredLine] = field(default_factory=dict)
-    records: dict[int, CommitRecord] = field(default_factory=dict)
-    missing: list[int] = field(default_factory=list)
-    damaged: list[Path] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-
-def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
-    """Read whatever can be read of the log of the recording at `folder`.
-
-    A line of a segment is known by the sequence it holds, not by its place, so that a lost newline costs two records
-    and not the rest of the segment.
-    """
-    commits = folder / COMMITS_FOLDER
-    scan = LogScan()
-
-    def damaged(path: Path, problem: str) -> None:
-        if path not in scan.damaged:
-            scan.damaged.append(path)
-            scan.findings.append(Finding(str(path.relative_to(folder)), problem))
-
-    last = -1 if published is None else published[0]
-    try:
-        lines = stored_lines(commits)
-    except CorruptRecordingError as error:
-        scan.findings.append(Finding(COMMITS_FOLDER, _problem(error, commits)))
-        lines = []
-    for line in lines:
-        last = max(last, line.last)
-        try:
-            record = CommitRecord.decode(line.data, where=line.path)
-        except CorruptRecordingError as error:
-            damaged(line.path, _problem(error, line.path))
-            continue
-        if not line.first <= record.sequence <= line.last:
-            damaged(line.path, f"holds record {record.sequence}, which belongs elsewhere")
-        elif record.sequence not in scan.lines:
-            scan.lines[record.sequence], scan.records[record.sequence] = line, record
-        elif scan.lines[record.sequence].data != line.data:
-            damaged(line.path, f"holds another record {record.sequence} than {scan.lines[record.sequence].path.name}")
-        elif line.path != scan.lines[record.sequence].path:
-            # Names of single records sort before those of segments.
-            single = min(line.path, scan.lines[record.sequence].path)
-            problem = "folded into a segment, not deleted yet"
-            scan.findings.append(Finding(str(single.relative_to(folder)), problem, "harmless"))
-    for sequence in range(last + 1):
-        if sequence not in scan.records:
-            scan.missing.append(sequence)
-            path = record_path(commits, sequence).relative_to(folder)
-            scan.findings.append(Finding(str(path), f"record {sequence} is lost"))
-    for sequence in range(1, last + 1):
-        if sequence in scan.records and sequence - 1 in scan.records:
-            path = scan.lines[sequence].path
-            try:
-                check_chain(scan.records[sequence - 1], scan.records[sequence], where=path)
-            except CorruptRecordingError as error:
-                scan.findings.append(Finding(str(path.relative_to(folder)), _problem(error, path), repairable=False))
-    if published is not None and published[0] in scan.records:
-        record = scan.records[published[0]]
-        if published[1] not in (record.checksum, record.replaces):
-            problem = f"record {record.sequence} is not the one that the store was published after"
-            scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
-    for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
-        scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
-    return scan
 
 
 def verify(
@@ -267,7 +156,7 @@ def inspect(
     try:
         run = read_run(folder)
     except CorruptRecordingError as error:
-        finding = Finding("run.json", _problem(error, folder / "run.json"), repairable=False)
+        finding = Finding("run.json", problem_of(error, folder / "run.json"), repairable=False)
         return Verification(folder, deep, in_progress, (finding,))
     published = read_published(folder)  # before the log: a recorder commits first and publishes later
     scan = scan_log(folder, published)
@@ -278,7 +167,7 @@ def inspect(
         try:
             check_fit(folder, run, state)
         except CorruptRecordingError as error:
-            findings.append(Finding(COMMITS_FOLDER, _problem(error, folder / COMMITS_FOLDER), repairable=False))
+            findings.append(Finding(COMMITS_FOLDER, problem_of(error, folder / COMMITS_FOLDER), repairable=False))
     findings += check_bulk(folder, state.files, deep=deep, progress=progress)
     if not scan.missing and all(finding.repairable for finding in findings):
         # Views derive from the log: where it has a hole, they can neither be judged nor trusted.
@@ -335,7 +224,7 @@ def check_bulk(
         try:
             check_file(store / name, size=size, checksum=checksum if deep else None)
         except CorruptRecordingError as error:
-            yield Finding(f"{STORE_FOLDER}/{name}", _problem(error, store / name))
+            yield Finding(f"{STORE_FOLDER}/{name}", problem_of(error, store / name))
     if progress is not None:
         progress("Verifying", len(files), len(files))
 
@@ -442,8 +331,3 @@ def _compare_node(node: Mapping[str, Json], floor: Mapping[str, Json], ceiling: 
 
 def _lengths(state: LogState) -> dict[str, int]:
     return {stream: len(values) for stream, values in state.status.items()}
-
-
-def _problem(error: CorruptRecordingError, path: Path) -> str:
-    """Return the text of an error without the path, which a finding names already."""
-    return str(error).removeprefix(f"{path}: ").removesuffix(".")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dynome_recorder.commits import (
     SEGMENT_LENGTH,
@@ -27,21 +25,15 @@ from dynome_recorder.commits import (
     fold_segments,
     record_path,
     replay_log,
-    sweep_partial,
     write_record,
 )
 from dynome_recorder.errors import (
-    CorruptRecordingError,
-    DynomeError,
     InvalidArgumentError,
-    RecordingLockedError,
     StorageError,
 )
 from dynome_recorder.files import sync_folder, write_atomically, write_file
 from dynome_recorder.format import (
     COMMITS_FOLDER,
-    LOCK_FILE,
-    PARTIAL_SUFFIX,
     RUN_FILE,
     STORE_FOLDER,
     STREAMS,
@@ -50,10 +42,11 @@ from dynome_recorder.format import (
     seal,
 )
 from dynome_recorder.layout import ArraySpec, BulkLayout, compress
-from dynome_recorder.manifest import Manifest, committed_state
-from dynome_recorder.publish import Publisher, check_published, read_published, stream_of
-from dynome_recorder.run import RunDescription, check_fingerprint, layouts, normalised, read_run, run_document
-from dynome_recorder.sweep import find_stale_views, sweep_orphans
+from dynome_recorder.lifecycle import acquire_lock, create, is_new, resume, storage_errors
+from dynome_recorder.manifest import committed_state
+from dynome_recorder.publish import Publisher, stream_of
+from dynome_recorder.run import RunDescription, layouts, normalised, run_document
+from dynome_recorder.sweep import find_stale_views
 from dynome_recorder.views import HEALTH_PROBLEMS, Views, build_views
 
 if TYPE_CHECKING:
@@ -61,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from filelock import FileLock
     from numpy.typing import NDArray
 
 __all__ = ["ArraySpec", "Moment", "RecordingWriter", "RunDescription"]
@@ -189,9 +183,9 @@ class RecordingWriter:
             try:
                 # Asked again under the lock: another process may have started it meanwhile.
                 if new := is_new(folder):
-                    run, state = wanted, _create(folder, wanted)
+                    run, state = wanted, create(folder, wanted)
                 else:
-                    run, state = _resume(folder, wanted)
+                    run, state = resume(folder, wanted)
                 writer = cls(
                     folder, run, state, lock=lock, resumed=not new, publish_interval=publish_interval, clock=clock
                 )
@@ -481,31 +475,6 @@ class RecordingWriter:
             raise StorageError(f"{self.path}: the disk failed while committing; open the recording again to continue.")
 
 
-def acquire_lock(folder: Path) -> FileLock:
-    """Take the lock of a recording, or raise RecordingLockedError."""
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        # Half a second, because `dynome info` holds the lock for an instant to see whether a recorder does.
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        raise RecordingLockedError(
-            f"{folder}: another process is recording here; wait until it ends, end it, or record to another folder."
-        ) from None
-    return lock
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one clear StorageError."""
-    try:
-        yield
-    except DynomeError:
-        raise  # some of ours are an OSError too
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise StorageError(f"{path}: cannot be written ({what}); free or choose another disk or folder.") from error
-
-
 def record_exists(folder: Path, sequence: int) -> bool:
     """Return whether a record is visible under its name (also when that cannot be told)."""
     try:
@@ -524,56 +493,3 @@ def _metrics(moment: Moment) -> dict[str, Any]:
             steps[name] = {"step": [int(number) for number in numbers], "value": [float(value) for value in values]}
     epochs = {name: float(value) for name, value in moment.epoch_metrics.items()}
     return {kind: series for kind, series in (("step", steps), ("epoch", epochs)) if series}
-
-
-def is_new(folder: Path) -> bool:
-    """Return whether a recording can be started: nothing is there, or only what the start of one left that was cut off.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Something else is there.
-    CorruptRecordingError
-        A recording without its ``run.json`` is there.
-    """
-    if not folder.exists():
-        return True
-    if not folder.is_dir():
-        raise InvalidArgumentError(f"{folder}: is a file; give a folder for the recording.")
-    if (folder / RUN_FILE).exists():
-        return False
-    names = {entry.name for entry in folder.iterdir()}
-    foreign = names - {COMMITS_FOLDER, STORE_FOLDER, LOCK_FILE, RUN_FILE + PARTIAL_SUFFIX}
-    if foreign:
-        shown = ", ".join(sorted(foreign)[:3])
-        raise InvalidArgumentError(f"{folder}: not empty and not a recording (holds {shown}); give a new folder.")
-    commits = folder / COMMITS_FOLDER
-    if (commits.is_dir() and any(commits.iterdir())) or (read_published(folder) or (-1, ""))[0] >= 0:
-        raise CorruptRecordingError(f"{folder / RUN_FILE}: missing, but there are commits; restore it from a copy.")
-    return True
-
-
-def _create(folder: Path, run: Mapping[str, Json]) -> LogState:
-    """Make the folders of a new recording; what a start left that was cut off is cleared first (nothing committed)."""
-    shutil.rmtree(folder / STORE_FOLDER, ignore_errors=True)
-    (folder / COMMITS_FOLDER).mkdir(exist_ok=True)
-    for path in layouts(run):
-        (folder / STORE_FOLDER / path).mkdir(parents=True, exist_ok=True)
-    return replay_log([])
-
-
-def _resume(folder: Path, wanted: Mapping[str, Json]) -> tuple[dict[str, Json], LogState]:
-    """Check a recording that is there, finish what a crash interrupted, and return its run and log."""
-    run = read_run(folder)
-    check_fingerprint(run, wanted, where=folder)
-    state = committed_state(folder, run)
-    published = read_published(folder)
-    check_published(folder, published, state)
-    Manifest(path=folder, run=run, state=state).check_files()
-    sweep_partial(folder / COMMITS_FOLDER)
-    fold_segments(folder / COMMITS_FOLDER, length=len(state.records))
-    # A damaged root can no longer say how long the log was, so nothing is deleted on the word of the log alone.
-    if orphans := sweep_orphans(folder, run, state, keep=published is None):
-        done = "moved to quarantine" if published is None else "deleted"
-        logger.info("%s: %s %d files that no commit record lists", folder, done, len(orphans))
-    return run, state
