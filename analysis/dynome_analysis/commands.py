@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dynome_recorder.console import json_option, show, show_progress
+from dynome_recorder.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,6 +248,7 @@ def report(runs: tuple[Path, ...], out: Path, patience: int, *, as_json: bool) -
 @json_option
 def demo(out: Path, dataset: str, data_dir: Path | None, seed: int, *, quick: bool, fresh: bool, as_json: bool) -> None:
     """Train on real data, record, analyse, replay, predict and report: the whole way."""
+    _check_demo_extras()
     from dynome_analysis import tables
     from dynome_analysis.demo import run_demo
 
@@ -262,6 +265,14 @@ def demo(out: Path, dataset: str, data_dir: Path | None, seed: int, *, quick: bo
         )
     document = {**summary, "summary": out / "summary.json", "report": out / "report.html"}
     show(document, as_json=as_json, table=lambda: tables.demo_table(document))
+
+
+def _check_demo_extras() -> None:
+    """Name everything that is missing at once: the demo is the first thing a newcomer calls."""
+    needed = {"torch": "torch", "xarray": "analysis"}
+    missing = [extra for module, extra in needed.items() if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(f'the demo trains and analyses: pip install "dynome[{",".join(missing)}]"')
 
 
 def _open(runs: tuple[Path, ...]) -> list[Recording]:

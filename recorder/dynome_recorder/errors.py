@@ -31,7 +31,18 @@ class RecordingNotFoundError(DynomeError, FileNotFoundError):
 
 
 class CorruptRecordingError(DynomeError, ValueError):
-    """A stored file is missing, truncated or changed."""
+    """A stored file is missing, truncated or changed. The way out is the same for all of them and ends every text."""
+
+    way_out = "'dynome verify RUN --deep' lists all damage and what can be repaired."
+
+    @property
+    def problem(self) -> str:
+        """What is wrong where, without the way out."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        """Say what is wrong where, and the way out."""
+        return f"{self.problem} {self.way_out}"
 
 
 class UnsupportedVersionError(DynomeError, ValueError):

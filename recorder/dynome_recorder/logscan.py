@@ -125,4 +125,4 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
 
 def problem_of(error: CorruptRecordingError, path: Path) -> str:
     """Return the text of an error without the path, which a finding names already."""
-    return str(error).removeprefix(f"{path}: ").removesuffix(".")
+    return error.problem.removeprefix(f"{path}: ").removesuffix(".")

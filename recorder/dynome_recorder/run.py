@@ -31,6 +31,10 @@ __all__ = ["RunDescription", "check_fingerprint", "layouts", "read_run", "run_do
 # What run.json says is joined to paths: nothing in it may lead out of the store.
 _ARRAY_PATH = re.compile(r"probe/sites/(?!\.{1,2}/)[^/\\]+/activation|weights/(?!\.{1,2}/)[^/\\]+/weight")
 
+# Near the top of run.json, readable also where the rest is damaged or of another version.
+_DECLARED_VERSION = re.compile(rb'"version": "([0-9]+\.[0-9]+)"')
+_PEEKED_BYTES = 200
+
 RESERVED_PARAMETERS = frozenset({"epoch", "step", "time", "status"})
 
 
@@ -129,7 +133,17 @@ def read_run(path: Path) -> dict[str, Json]:
             raise CorruptRecordingError(f"{file}: missing, but there are commits; restore it from a copy.")
         what = "holds no run.json" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
         raise RecordingNotFoundError(f"{path}: not a recording ({what}); give the folder that a Recorder wrote.")
-    document = read_sealed(file)
+    try:
+        document = read_sealed(file)
+    except CorruptRecordingError as error:
+        # Every version seals run.json alike (FORMAT.md), so this is damage; still say so where it looks like an update.
+        declared = _DECLARED_VERSION.search(file.read_bytes()[:_PEEKED_BYTES]) if file.is_file() else None
+        if declared is None or declared[1].decode() == FORMAT_VERSION:
+            raise
+        problem = (
+            f"{error.problem} It declares format version {declared[1].decode()}, this dynome reads {FORMAT_VERSION}."
+        )
+        raise CorruptRecordingError(problem) from error
     check_version(document.get("format"), where=file)
     try:
         if not isinstance(document["run_id"], str):

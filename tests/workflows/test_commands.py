@@ -409,3 +409,13 @@ def test_every_command_has_help() -> None:
         result = call(*command.split(), "--help")
         assert result.exit_code == 0
         assert f"Usage: main {command}" in result.stdout
+
+
+def test_a_demo_without_its_extras_names_all_of_them(monkeypatch):
+    """The first command of a newcomer must not ask for one extra after another."""
+    monkeypatch.setattr("dynome_analysis.commands.find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["demo"])
+    assert result.exit_code == 2
+    assert result.output.splitlines() == [
+        'dynome: error: the demo trains and analyses: pip install "dynome[torch,analysis]"'
+    ]
