@@ -305,16 +305,16 @@ def test_the_public_call_takes_the_promised_settings(tmp_path: Path, monkeypatch
     assert options["fresh"] is True
 
 
-def test_the_closing_table_shows_what_is_undefined_as_a_dash(
-    finished: Finished,
-) -> None:
+def test_the_closing_table_tells_never_from_undefined(finished: Finished) -> None:
     summary = json.loads(json.dumps(finished[1]))
     summary["stopping"]["top"] = dict.fromkeys(summary["stopping"]["top"])
     summary["prediction"]["baselines"]["hyperparameters"] = {"r2": None, "mae": None}
     text = io.StringIO()
     Console(file=text, width=100).print(closing_table(summary))
     lines = text.getvalue().splitlines()
-    assert next(line for line in lines if "TOP" in line).count("–") == 4
+    top = next(line for line in lines if "TOP" in line)
+    assert (top.count("–"), top.count("never")) == (3, 1)
+    assert "never" not in next(line for line in lines if "oracle" in line), "an oracle looks back, it never stops"
     assert next(line for line in lines if "hyper-parameters" in line).count("–") == 2
     assert "8 short runs" in text.getvalue()
 

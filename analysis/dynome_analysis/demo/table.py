@@ -39,7 +39,8 @@ def closing_table(summary: Mapping[str, Any]) -> RenderableType:
             RULES.get(rule, rule),
             _number(row["best_epoch"], "d"),
             _number(row["test_accuracy_best"], ".1%"),
-            _number(row["trigger_epoch"], "d"),
+            # The oracle looks back over the whole run: it does not stop.
+            "never" if row["trigger_epoch"] is None and rule != "oracle" else _number(row["trigger_epoch"], "d"),
             _number(row["test_accuracy_trigger"], ".1%"),
         )
     predicted = summary["prediction"]
