@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynome_recorder.commits import CommitRecord
     from dynome_recorder.manifest import Manifest
     from dynome_recorder.store import CommittedArray
 
-__all__ = ["SnapshotReader", "decode", "decoded_dtype"]
+__all__ = ["SnapshotReader", "decode", "decoded_dtype", "distinct_snapshots"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SnapshotReader:
     dimensions : tuple of str
         Names of the axes of one snapshot.
     indices, epochs, steps : tuple of int
-        Per live snapshot: its row in the arrays, completed epochs, optimizer steps done.
+        Per live snapshot, each moment once: its row in the arrays, completed epochs, optimizer steps done.
     """
 
     recording: str
@@ -56,7 +57,7 @@ class SnapshotReader:
         InvalidDataError
             The stream has no committed snapshot.
         """
-        snapshots = manifest.snapshots(stream)
+        snapshots = distinct_snapshots(manifest, stream)
         if not snapshots:
             raise InvalidDataError(
                 f"{manifest.path} has no committed snapshot in its stream {stream!r}: record one first"
@@ -119,6 +120,19 @@ class SnapshotReader:
     def read(self, name: str, position: int) -> NDArray[np.floating[Any]]:
         """Read and decode one array at one snapshot; raises as `joint`."""
         return decode(np.asarray(self.arrays[name][self.indices[position]]), self.dtypes[name])
+
+
+def distinct_snapshots(manifest: Manifest, stream: str) -> tuple[tuple[CommitRecord, int], ...]:
+    """Return record and index of the live snapshots of a stream, each moment of the training once.
+
+    Where a schedule counts steps and epochs, an epoch's last step is recorded twice: as a step within the epoch, and
+    as the epoch's end. The second is kept, which knows that the epoch is complete: a distance between the two would be
+    a 0 that says nothing of the training. Parameters that were changed in between make two moments.
+    """
+    snapshots = manifest.snapshots(stream)
+    following = [(record.step, record.parameters) for record, _ in snapshots[1:]]
+    kept = [now for now, after in zip(snapshots, following) if (now[0].step, now[0].parameters) != after]
+    return (*kept, *snapshots[-1:])
 
 
 def decode(stored: NDArray[np.generic], dtype: str) -> NDArray[np.floating[Any]]:

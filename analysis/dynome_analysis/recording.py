@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.provenance import provenance
-from dynome_analysis.reading import SnapshotReader
+from dynome_analysis.reading import SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.manifest import read_manifest
 
@@ -91,12 +91,12 @@ class Recording:
     @property
     def epochs(self) -> NDArray[np.int64]:
         """Completed epochs at every probe snapshot; int64, shape (snapshot,). Epoch 0 is the untrained network."""
-        return np.array([record.epoch for record, _ in self.manifest.snapshots("probe")], np.int64)
+        return np.array([record.epoch for record, _ in distinct_snapshots(self.manifest, "probe")], np.int64)
 
     @property
     def weights_epochs(self) -> NDArray[np.int64]:
         """Completed epochs at every snapshot of the weights; int64, shape (snapshot,)."""
-        return np.array([record.epoch for record, _ in self.manifest.snapshots("weights")], np.int64)
+        return np.array([record.epoch for record, _ in distinct_snapshots(self.manifest, "weights")], np.int64)
 
     @property
     def epoch_metrics(self) -> xr.Dataset:

@@ -189,3 +189,25 @@ def test_metrics_are_datasets_with_provenance(make_recording: MakeRecording) -> 
     recording = dya.open_recording(make_recording(epochs=1))
     assert isinstance(recording.epoch_metrics, xr.Dataset)
     assert recording.epoch_metrics.attrs["recording"] == recording.id
+
+
+def test_the_last_step_of_an_epoch_that_was_recorded_twice_is_one_snapshot(tmp_path: Path) -> None:
+    """Under ``every(steps=3) | every(epochs=1)`` step 3 is a step within epoch 1 and its end; epochs count what ended."""
+    with RecordingWriter.open(tmp_path / "run", describe(SITES, samples=40)) as writer:
+        for moment in moments(SITES, samples=40, epochs=4):
+            if moment.epoch == 3:  # something changed the parameters between the step and the epoch's end
+                writer.commit(replace(moment, epoch=2, epoch_complete=False, parameters="other", epoch_metrics={}))
+            elif moment.epoch:
+                writer.commit(replace(moment, epoch=moment.epoch - 1, epoch_complete=False, epoch_metrics={}))
+            writer.commit(replace(moment, step_metrics={}) if moment.epoch else moment)
+    recording = dya.open_recording(tmp_path / "run")
+    assert recording.epochs.tolist() == recording.weights_epochs.tolist() == [0, 1, 2, 2, 3, 4]
+    assert recording.activations().coords["epoch"].to_numpy().tolist() == [0, 1, 2, 2, 3, 4]
+    for position, epoch in ((1, 1), (5, 4)):
+        moment = list(moments(SITES, samples=40, epochs=4))[epoch]
+        np.testing.assert_array_equal(recording.activations("hidden1")[position], moment.probe["hidden1"])
+        np.testing.assert_array_equal(recording.weight("head.weight")[position], moment.weights["head.weight"])
+    change = dya.analyze(recording)["reconfiguration_deaths"].values
+    assert change[4] == 0  # another moment by its parameters, although the test gave it the same activations
+    assert (change[[1, 2, 3, 5]] > 0).all()
+    assert dya.weight_signature(recording).epoch.values.tolist() == [0, 1, 2, 3, 4]

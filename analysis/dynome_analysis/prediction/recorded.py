@@ -10,7 +10,7 @@ from dynome_analysis.prediction.layered import rolled_graph
 from dynome_analysis.prediction.signature import feature_names, graph_signature, layer_signature
 from dynome_analysis.prediction.structure import rolled_structure
 from dynome_analysis.provenance import provenance
-from dynome_analysis.reading import SnapshotReader
+from dynome_analysis.reading import SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _weights(
     """Yield the weights at the end of each epoch."""
     positions = {
         record.epoch: position
-        for position, (record, _) in enumerate(recording.manifest.snapshots("weights"))
+        for position, (record, _) in enumerate(distinct_snapshots(recording.manifest, "weights"))
         if record.epoch_complete
     }
     missing = [epoch for epoch in epochs if epoch not in positions]
