@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 def acquire_lock(folder: Path) -> FileLock:
     """Take the lock of a recording, or raise RecordingLockedError."""
-    lock = FileLock(folder / LOCK_FILE)
+    # Not per thread: a recorder may be closed by another thread than the one that opened it.
+    lock = FileLock(folder / LOCK_FILE, thread_local=False)
     try:
         # Half a second, because `dynome info` holds the lock for an instant to see whether a recorder does.
         lock.acquire(timeout=0.5)

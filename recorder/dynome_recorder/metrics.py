@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .errors import InvalidArgumentError
+from .format import encode_component
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ def take_metric(name: str, value: Any) -> Value:
     """
     if name in RESERVED_NAMES:
         raise InvalidArgumentError(f"metrics: {name!r} is the recording's own counter; choose another name.")
+    encode_component(name)  # raises where the name can be no array's
     if isinstance(value, (numbers.Real, np.bool_)):
         return float(value)
     if hasattr(value, "detach") and value.numel() == 1 and not value.is_complex():

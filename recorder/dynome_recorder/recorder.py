@@ -63,7 +63,8 @@ class Recorder:
     hyperparameters
         Plain values that describe the run: learning rate, width, seed, ...
     forward
-        ``forward(model, batch)`` runs the model on one batch of the probe; None: see `Probe`.
+        ``forward(model, batch)`` runs the model on one batch of the probe; None: see `Probe`. Autocast is off there
+        unless ``forward`` turns it on, wherever the training loop uses it.
     strict
         True raises where the recorder would otherwise stop recording and let training go on.
     on_existing
@@ -121,7 +122,7 @@ class Recorder:
         for chosen in reduction.values() if isinstance(reduction, Mapping) else [reduction]:
             if chosen is not None:
                 check_choice("reduction", chosen, Reduction)
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a loop may change the working folder
         # The probe runs the eager module: hooks that are attached to a compiled one after its first call never fire.
         self._model: nn.Module = getattr(model, "_orig_mod", model)
         self._patterns = sites
@@ -343,6 +344,7 @@ class Recorder:
             )
         writer.rewind(committed)  # supersedes step snapshots of an epoch that did not end: it is trained again
         self._completed, self._step = committed, record.step
+        self._metrics = StepMetrics()  # of an epoch that was left early: it is trained again
         logger.info("%s: continues after epoch %d", self.path, committed)
 
     def _commit(self, *, epoch: int, complete: bool, metrics: Mapping[str, Any]) -> None:

@@ -198,6 +198,10 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
             for member in ("shape", "dtype", "dimensions"):
                 if before[name][member] != now[name][member]:
                     raise differ(f"{member} of {name}", before[name][member], now[name][member])
+            # Means and maxima of the same channels have one shape and one name, and are not the same units.
+            reductions = [entry[name]["attributes"].get("reduction") for entry in (before, now)]
+            if reductions[0] != reductions[1]:
+                raise differ(f"reduction of {name}", *reductions)
     for name in {**stored["fingerprint"]["probe"], **wanted["fingerprint"]["probe"]}:
         before, now = stored["fingerprint"]["probe"].get(name), wanted["fingerprint"]["probe"].get(name)
         if before != now:

@@ -39,6 +39,7 @@ from dynome_recorder.format import (
     STREAMS,
     Json,
     crc32,
+    encode_component,
     seal,
 )
 from dynome_recorder.layout import ArraySpec, BulkLayout, compress
@@ -172,7 +173,7 @@ class RecordingWriter:
         InvalidArgumentError
             The folder holds something else, or the description cannot be stored.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()  # training may change the working folder
         wanted = normalised(run_document(description, run_id=run_id or uuid.uuid4().hex, created=clock()))
         with storage_errors(folder):
             new = is_new(folder)
@@ -485,6 +486,8 @@ def record_exists(folder: Path, sequence: int) -> bool:
 
 def _metrics(moment: Moment) -> dict[str, Any]:
     """Return the metrics of a moment as its record holds them."""
+    for name in (*moment.step_metrics, *moment.epoch_metrics):
+        encode_component(name)  # raises now: once committed, a name that no array can have would block every view
     steps: dict[str, Any] = {}
     for name, (numbers, values) in moment.step_metrics.items():
         if len(numbers) != len(values):

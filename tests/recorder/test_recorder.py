@@ -32,6 +32,7 @@ from dynome_recorder.format import read_sealed
 from dynome_recorder.manifest import read_manifest
 from dynome_recorder.metrics import StepMetrics, take_metric
 from dynome_recorder.shield import DEGRADED_FILE
+from dynome_recorder.verify import verify
 from dynome_recorder.writer import RecordingWriter
 
 if TYPE_CHECKING:
@@ -182,6 +183,18 @@ def test_a_metric_that_is_no_number_is_left_out_once_told(value, tmp_path: Path)
         assert recorder.degraded is None
     metrics = read_manifest(tmp_path / "run").step_metrics()
     assert list(metrics) == ["good"]
+
+
+@pytest.mark.parametrize("name", ["", "n" * 300])
+def test_a_metric_whose_name_cannot_be_stored_is_left_out(name: str, tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "run", Dropout(), strict=False) as recorder:
+        for _ in recorder.epochs(1):
+            with pytest.warns(RecordingWarning, match="left out; training goes on"):
+                recorder.step(**{name: 1.0, "good": 1.0})
+            recorder.epoch(**{name: 1.0, "good": 1.0})
+        assert recorder.degraded is None
+    assert list(read_manifest(tmp_path / "run").step_metrics()) == ["good"]
+    assert verify(tmp_path / "run").clean
 
 
 def test_reserved_metric_names_and_strictness(tmp_path: Path) -> None:
@@ -395,6 +408,29 @@ def test_compiled_models_are_probed_through_their_eager_module(tmp_path: Path) -
     compiled = torch.compile(model, backend="eager")
     recorder = make_recorder(tmp_path / "run", compiled)
     assert [layout.site.name for layout in recorder.plan().sites] == ["2", "5"]
+
+
+def test_steps_inside_an_autocast_block_record_what_epochs_outside_do(tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "run", Dropout(), sites=["1"], schedule=every(steps=1) | every(epochs=1)) as recorder:
+        for _ in recorder.epochs(1):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                recorder.step()
+                assert torch.is_autocast_enabled("cpu")
+    manifest = read_manifest(tmp_path / "run")
+    inside, outside = (np.asarray(manifest.array(manifest.sites["1"]["path"])[index]) for index in (1, 2))
+    np.testing.assert_array_equal(inside, outside)
+
+
+def test_the_working_folder_may_change_in_mid_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recorder = make_recorder("run", Dropout())
+    with recorder:
+        for _ in recorder.epochs(2):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            recorder.step()
+    assert recorder.committed_epoch == 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_models_with_random_and_stateful_passes_can_be_recorded(tmp_path: Path) -> None:

@@ -119,6 +119,20 @@ def test_leaving_the_loop_early_leaves_the_epoch_out(tmp_path: Path) -> None:
     assert [record.epoch for record in read_manifest(tmp_path / "run").live] == [0, 1]
 
 
+def test_metrics_of_an_epoch_that_was_left_early_are_not_kept(tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "run", Dropout()) as recorder:
+        for _ in recorder.epochs(2):
+            recorder.step(loss=1.0)
+            break
+        for _ in recorder.epochs(2):
+            recorder.step(loss=2.0)
+    records = read_manifest(tmp_path / "run").live
+    assert [record.metrics["step"]["loss"] for record in records[1:]] == [
+        {"step": [1], "value": [2.0]},
+        {"step": [2], "value": [2.0]},
+    ]
+
+
 def test_other_parameters_are_refused_naming_both_ways_out(tmp_path: Path) -> None:
     run_epochs(tmp_path / "run", Dropout(), 2)
     before = read_manifest(tmp_path / "run").digest

@@ -3,8 +3,10 @@
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from dynome_recorder.errors import (
     UnsupportedVersionError,
 )
 from dynome_recorder.format import seal, unseal
+from dynome_recorder.lifecycle import acquire_lock
 from dynome_recorder.manifest import read_manifest
 from dynome_recorder.verify import verify
 from dynome_recorder.writer import Moment, RecordingWriter, RunDescription
@@ -228,6 +231,8 @@ def test_metrics_may_be_called_anything(tmp_path):
         (lambda m: replace(m, health={"other": {"nan": 1}}), "health of 'other' is unknown"),
         (lambda m: replace(m, health={"hidden1": {"odd": 1}}), "health of 'odd' is unknown"),
         (lambda m: replace(m, step_metrics={"loss": ([1, 2], [0.5])}), "2 steps but 1 values"),
+        (lambda m: replace(m, epoch_metrics={"": 1.0}), "must not be empty"),
+        (lambda m: replace(m, step_metrics={"n" * 300: ([1], [0.5])}), "too long"),
     ],
 )
 def test_a_moment_that_does_not_fit_is_refused_and_changes_nothing(tmp_path, change, match):
@@ -271,6 +276,15 @@ def test_a_closed_recording_takes_nothing_more(tmp_path):
         (describe({"hidden1": 12, "hidden2": 9}, samples=40), "shape of hidden2 was"),
         (describe(SITES, samples=40, dtype="float16"), "dtype of hidden1 was 'float32' and is 'float16' now"),
         (describe(SITES, samples=40, seed=1), "probe hash was"),
+        (
+            replace(
+                DESCRIPTION,
+                sites={
+                    name: replace(spec, attributes={"reduction": "max"}) for name, spec in DESCRIPTION.sites.items()
+                },
+            ),
+            "reduction of hidden1 was None and is 'max' now",
+        ),
         (describe(SITES, samples=40, weights=False), "weights was"),
         (replace(DESCRIPTION, model={"parameters": []}), "the model's parameters differ"),
         (replace(DESCRIPTION, probe={**DESCRIPTION.probe, "new": 1}), "probe new was None and is 1 now"),
@@ -291,6 +305,61 @@ def test_only_one_process_records(tmp_path):
     ):
         RecordingWriter.open(tmp_path / "run", DESCRIPTION)
     RecordingWriter.open(tmp_path / "run", DESCRIPTION).close()
+
+
+def test_another_thread_may_close_a_recording(tmp_path):
+    recording = RecordingWriter.open(tmp_path / "run", DESCRIPTION)
+    thread = threading.Thread(target=recording.close)
+    thread.start()
+    thread.join()
+    RecordingWriter.open(tmp_path / "run", DESCRIPTION).close()
+    del recording  # alive until here: what is collected gives its lock back anyway
+
+
+FORKING = """
+import os, sys, time
+from dynome_recorder.lifecycle import acquire_lock
+from pathlib import Path
+
+lock = acquire_lock(Path(sys.argv[1]))
+if os.fork() == 0:
+    if sys.argv[2] == "outlive":
+        time.sleep(30)
+    sys.exit()
+if sys.argv[2] == "leave":
+    os.wait()
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("what", ["leave", "outlive"])
+def test_forked_children_neither_give_the_lock_away_nor_keep_it(tmp_path, what):
+    command = [sys.executable, "-c", FORKING, str(tmp_path), what]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            if what == "leave":  # a worker that ended is no end of the recorder
+                with pytest.raises(RecordingLockedError):
+                    acquire_lock(tmp_path)
+            process.kill()  # the recorder alone: data loading workers may live on for a while
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            acquire_lock(tmp_path).release()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_working_folder_may_change_while_recording(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    expected = all_moments(2)
+    with RecordingWriter.open("run", DESCRIPTION) as recording:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        for moment in expected:
+            recording.commit(moment)
+    check_holds(tmp_path / "run", expected)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_an_existing_recording_may_be_refused(make_recording):
