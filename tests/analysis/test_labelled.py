@@ -176,7 +176,7 @@ def test_diverged_activations_are_named(make_recording: MakeRecording) -> None:
     connectomes = dya.connectomes(dya.open_recording(path))
     assert connectomes[:2].compute().notnull().all()
     with pytest.raises(
-        InvalidDataError, match=rf"{path}: activations of hidden2 hold NaN or infinity at epoch 2 \(step 6\)"
+        InvalidDataError, match=rf"{path}: activations of 'hidden2' hold NaN or infinity at epoch 2 \(step 6\)"
     ):
         connectomes.compute()
     with pytest.raises(InvalidDataError, match="hidden2"):

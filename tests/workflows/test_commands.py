@@ -277,7 +277,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("missing chunk", "missing"),
         ("truncated chunk", "bytes"),
         ("unknown version", "9.0"),
-        ("nan", "hidden2 hold NaN or infinity at epoch 3"),
+        ("nan", "'hidden2' hold NaN or infinity at epoch 3"),
     ],
 )
 @pytest.mark.parametrize("command", ["analyze", "replay stopping", "replay lr"])

@@ -96,11 +96,11 @@ def correlate_snapshot(
         bad = non_finite_units(activations)
         if bad.size == 0:
             raise
-        sites = list(dict.fromkeys(str(site) for site in reader.labels[bad]))
+        sites = ", ".join(dict.fromkeys(repr(str(site)) for site in reader.labels[bad]))
         raise InvalidDataError(
-            f"{reader.recording}: activations of {', '.join(sites)} hold NaN or infinity at {reader.moment(position)} "
+            f"{reader.recording}: activations of {sites} hold NaN or infinity at {reader.moment(position)} "
             f"in {bad.size} of {activations.shape[1]} units; a connectome needs finite values: choose other sites, "
-            "or end the recording before the run diverged"
+            f"or only the snapshots before, connectomes(recording).isel(snapshot=slice({position}))"
         ) from error
 
 
