@@ -117,7 +117,8 @@ def open_array(store: Path, layout: BulkLayout, *, length: int, files: Mapping[s
         Lazy; it holds no data.
     """
     committed = CommittedStore(
-        LocalStore(store, read_only=True),
+        # Absolute: a worker of a cluster, or this process after a chdir, stands in another folder.
+        LocalStore(store.absolute(), read_only=True),
         metadata={f"{layout.path}/zarr.json": node_bytes(layout.document(length))},
         files=files,
     )

@@ -192,7 +192,7 @@ def test_metrics_are_datasets_with_provenance(make_recording: MakeRecording) -> 
 
 
 def test_the_last_step_of_an_epoch_that_was_recorded_twice_is_one_snapshot(tmp_path: Path) -> None:
-    """Under ``every(steps=3) | every(epochs=1)`` step 3 is a step within epoch 1 and its end; epochs count what ended."""
+    """Under ``every(steps=3) | every(epochs=1)`` step 3 is a step within an epoch and its end."""
     with RecordingWriter.open(tmp_path / "run", describe(SITES, samples=40)) as writer:
         for moment in moments(SITES, samples=40, epochs=4):
             if moment.epoch == 3:  # something changed the parameters between the step and the epoch's end
@@ -211,3 +211,18 @@ def test_the_last_step_of_an_epoch_that_was_recorded_twice_is_one_snapshot(tmp_p
     assert change[4] == 0  # another moment by its parameters, although the test gave it the same activations
     assert (change[[1, 2, 3, 5]] > 0).all()
     assert dya.weight_signature(recording).epoch.values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_relative_path_is_read_from_any_folder(
+    make_recording: MakeRecording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a cluster stands in another folder: it must not take an intact recording for a damaged one."""
+    make_recording(tmp_path / "run", epochs=2)
+    monkeypatch.chdir(tmp_path)
+    recording = dya.open_recording("run")
+    activations, reader = recording.activations(), recording.reader()
+    expected = activations.to_numpy()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(activations.to_numpy(), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).joint(0), expected[0])
