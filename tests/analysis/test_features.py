@@ -279,3 +279,11 @@ def test_hyperparameters_as_numbers() -> None:
     }
     assert hyperparameter_table([{"lr": 0.1, "seed": 1}, {"lr": 0.1, "seed": 2}]).shape == (2, 0)
     assert hyperparameter_table([{}, {}]).shape == (2, 0)
+
+
+def test_an_integer_beyond_float64_and_beyond_int64() -> None:
+    """A hash or a seed of 128 bits may stand among the hyper-parameters."""
+    table = hyperparameter_table([{"hash": 2**70}, {"hash": 2**71}])
+    assert table["hash"].tolist() == [2.0**70, 2.0**71]
+    table = hyperparameter_table([{"hash": 10**400}, {"hash": 1}])
+    assert table[f"hash={10**400}"].tolist() == [1, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def hyperparameter_table(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name in names:
         values = [run.get(name, "absent") for run in flat]
-        if all(isinstance(value, bool | int | float) and np.isfinite(value) for value in values):
+        if all(_is_number(value) for value in values):
             numbers = np.array(values, dtype=np.float64)
             columns[name] = numbers
             if numbers.min() > 0 and numbers.max() >= DECADE * numbers.min():
@@ -74,6 +75,16 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[key] = member
     return flat
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a member can stand in a column of numbers; an integer beyond float64 cannot."""
+    if not isinstance(value, bool | int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_seed(name: str) -> bool:
