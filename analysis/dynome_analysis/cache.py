@@ -99,7 +99,7 @@ def store_result(recording: Path, key: ResultKey, result: xr.Dataset) -> bool:
     root = recording / ANALYSIS_FOLDER
     partial = recording / f"{ANALYSIS_FOLDER}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     try:
-        zarr.open_group(root, mode="a", zarr_format=3)
+        _open_root(root)
         result.to_zarr(partial, mode="w-", consolidated=False, zarr_format=3)
         _seal(partial, key)
         if (root / key.name).exists():
@@ -111,6 +111,15 @@ def store_result(recording: Path, key: ResultKey, result: xr.Dataset) -> bool:
         shutil.rmtree(partial, ignore_errors=True)
         return False
     return True
+
+
+def _open_root(root: Path) -> None:
+    """Make the group that holds all results; damaged metadata of its own must not end caching for good."""
+    try:
+        zarr.open_group(root, mode="a", zarr_format=3)
+    except (ValueError, KeyError, TypeError):
+        (root / GROUP_FILE).unlink(missing_ok=True)
+        zarr.open_group(root, mode="a", zarr_format=3)
 
 
 def _seal(path: Path, key: ResultKey) -> None:

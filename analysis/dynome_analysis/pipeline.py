@@ -24,6 +24,7 @@ from dynome_analysis.labelled.connectomes import correlate_snapshot
 from dynome_analysis.labelled.signatures import pad_points
 from dynome_analysis.persistence import ENGINES, Engine, find_engine, functional_persistence, rips_diagrams
 from dynome_analysis.provenance import provenance
+from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,10 +102,12 @@ def analyze(
     CorruptRecordingError
         A stored file is missing, truncated or changed; names it.
 
-    Notes ----- A recording of one snapshot has a signature but no changes: those are NaN. One pass over the
-    activations, one snapshot per worker at a time (3 connectomes each); the result holds ``2 * unit^2`` bytes of
-    deaths per snapshot. Cached in ``RUN/analysis.zarr``, keyed by the digest of the commit log, the parameters and
-    the code; where the folder cannot be written, the result is just not cached.
+    Notes
+    -----
+    A recording of one snapshot has a signature but no changes: those are NaN. One pass over the activations, one
+    snapshot per worker at a time (3 connectomes each); the result holds ``2 * unit^2`` bytes of deaths per snapshot.
+    Cached in ``RUN/analysis.zarr``, keyed by the digest of the commit log, the parameters and the code; where the
+    folder cannot be written, the result is just not cached.
     """
     reader = recording.reader(sites)
     name = find_engine(engine)
@@ -168,7 +171,13 @@ def _analyze(reader: SnapshotReader, parameters: dict[str, Any], progress: Progr
     ]
     # What the halves have to say is needed in the changes only; only then is it let go.
     kept = [dask.delayed(_keep)(signature) for signature in signatures]
-    results = compute([*kept, *changes], description="analyzing snapshots", progress=progress)
+    try:
+        results = compute([*kept, *changes], description="analyzing snapshots", progress=progress)
+    except InvalidDataError:
+        # Snapshots run side by side, and any of a diverged run may fail first; the first in time is what helps.
+        for position in range(count):
+            correlate_snapshot(reader.joint(position), reader, position)
+        raise
     rows, steps = results[:count], results[count:]
     births, deaths = np.stack([row["births"] for row in rows]), np.stack([row["deaths"] for row in rows])
     h1_birth, h1_death = pad_points([row["loops"] for row in rows])

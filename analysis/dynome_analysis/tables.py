@@ -56,7 +56,9 @@ def analysis_document(recording: Recording, analysis: xr.Dataset) -> dict[str, A
 
 def analysis_table(document: Mapping[str, Any]) -> RenderableType:
     """Return one row per analysed recording."""
-    table = Table(title="Analysed; results are cached in analysis.zarr beside each recording", title_justify="left")
+    table = Table(
+        title="Analysed; cached in analysis.zarr beside each recording that can be written", title_justify="left"
+    )
     table.add_column("recording", overflow="fold")
     for name in ("snapshots", "epochs", "units", "dead", "last change of deaths", "paired noise", "FP"):
         table.add_column(name, justify="right")

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from recordings import describe, moments
 import dynome_analysis as dya
 from dynome_analysis import cache, pipeline
 from dynome_analysis.cache import CacheWarning
-from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError
+from dynome_recorder.writer import Moment, RecordingWriter
 
 SITES = {"hidden1": 12, "hidden2": 8}
 MakeRecording = Callable[..., Path]
@@ -158,6 +159,15 @@ def test_a_folder_that_cannot_be_written_gives_results_uncached(
     assert len(computations) == 2
 
 
+def test_a_damaged_root_does_not_end_caching(path: Path, computations: list[int]) -> None:
+    dya.analyze(dya.open_recording(path))
+    (path / "analysis.zarr" / "zarr.json").write_text("{")
+    dya.analyze(dya.open_recording(path), refresh=True)
+    dya.analyze(dya.open_recording(path))
+    assert len(computations) == 2
+    assert xr.open_dataset(path / "analysis.zarr", engine="zarr", consolidated=False).sizes == {}
+
+
 def test_an_interrupted_write_leaves_nothing_under_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
@@ -207,6 +217,19 @@ def test_few_units_and_one_sample(make_recording: MakeRecording, units: int, dea
         assert not found["reconfiguration_wasserstein"][1:].any()
         assert np.isnan(found["mean_absolute_correlation"]).all() == (units == 1)
         assert np.isnan(found["noise_floor_two_halves"]).all()
+
+
+def test_the_first_epoch_of_a_diverged_run_is_named(make_recording: MakeRecording) -> None:
+    """Snapshots are computed side by side; whichever fails first, the message is about the first in time."""
+
+    def diverge(moment: Moment) -> Moment:
+        broken = {site: np.full_like(values, np.nan) for site, values in (moment.probe or {}).items()}
+        return replace(moment, probe=broken) if moment.epoch >= 3 else moment
+
+    recording = dya.open_recording(make_recording(epochs=12, change=diverge))
+    for _ in range(3):
+        with pytest.raises(InvalidDataError, match=r"at epoch 3 \(step 9\)"):
+            dya.analyze(recording)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_any_work(path: Path, computations: list[int]) -> None:
