@@ -177,6 +177,13 @@ def test_several_recordings_get_a_chapter_each(make_recording: Callable[..., Pat
     assert "2 recordings" in page
 
 
+def test_a_recording_given_as_the_folder_one_stands_in_has_a_name(
+    make_recording: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_recording(tmp_path / "run-seven", epochs=2))
+    assert "Recording run-seven;" in page_of(html_of([Path()], tmp_path))
+
+
 def test_what_cannot_be_read_or_written_is_told(make_recording: Callable[..., Path], tmp_path: Path) -> None:
     recording = make_recording(tmp_path / "run", epochs=2)
     with pytest.raises(InvalidArgumentError, match="at least one recording"):

@@ -119,12 +119,14 @@ def write_report(
     ]
     chapters = [
         recording_chapter(
-            gather(recording, patience=patience, progress=progress), key=f"run{place}", title=recording.path.name
+            gather(recording, patience=patience, progress=progress),
+            key=f"run{place}",
+            title=recording.path.resolve().name,
         )
         for place, recording in enumerate(opened, start=1)
     ]
     chapters.append(_closing_chapter(prediction))
-    what = f"Recording {opened[0].path.name}" if len(opened) == 1 else plural(len(opened), "recording")
+    what = f"Recording {opened[0].path.resolve().name}" if len(opened) == 1 else plural(len(opened), "recording")
     subtitle = f"{what}; the stopping rules have a patience of {plural(patience, 'epoch')}."
     path = Path(out)
     write_text(path, render_page(chapters, title=title, subtitle=subtitle))
