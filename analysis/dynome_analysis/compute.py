@@ -41,9 +41,11 @@ def compute(lazy: Sequence[Any], *, description: str = "computing", progress: Pr
     progress : callable, optional
         Called as ``progress(description, done, total)``; parts are tasks on threads and values on a cluster.
 
-    Notes ----- A current ``distributed.Client`` is used if there is one, else Dask's threads with BLAS limited to one
-    thread for the time of the call (in the whole process). A scheduler set by ``dask.config`` ("synchronous",
-    "processes") is respected.
+    Notes
+    -----
+    A current ``distributed.Client`` is used if there is one, else Dask's threads with BLAS limited to one thread for
+    the time of the call (in the whole process). A scheduler set by ``dask.config`` ("synchronous", "processes") is
+    respected.
     """
     client = _current_client()
     if client is not None:

@@ -121,10 +121,12 @@ def diagram_distance(first: NDArray[np.floating[Any]], second: NDArray[np.floati
     InvalidArgumentError
         Not of shape (point, 2), or not finite.
 
-    Notes ----- Matching x with y saves ``d(x)^2 + d(y)^2 - |x - y|^2`` over sending both to the diagonal, so the best
-    partial matching is a rectangular assignment on ``min(0, -saving)``, solved by scipy: a quarter of the memory of
-    the usual square problem with diagonal copies, and exact where Hera's auction is approximate. At most O(point^3)
-    time, 8 bytes per pair of points.
+    Notes
+    -----
+    Matching x with y saves ``d(x)^2 + d(y)^2 - |x - y|^2`` over sending both to the diagonal, so the best partial
+    matching is a rectangular assignment on ``min(0, -saving)``, solved by scipy: a quarter of the memory of the usual
+    square problem with diagonal copies, and exact where Hera's auction is approximate. At most O(point^3) time, 8 bytes
+    per pair of points.
     """
     left, right = _check_diagram(first), _check_diagram(second)
     left_to_diagonal = np.square(left[:, 1] - left[:, 0]) / 2

@@ -39,9 +39,11 @@ def births(connectome: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     InvalidDataError
         A weight is negative, NaN or infinite.
 
-    Notes ----- Keep the edges heavier than eps while eps grows: components are born at the edges of the maximum
-    spanning tree (Songdechakraiwut, Krause, Banks, Nourski, Van Veen, *Fast topological clustering with Wasserstein
-    distance*, ICLR 2022, section 2 [G]; METHODS.md section 2). O(unit^2) time, 12 bytes per unit beyond the input.
+    Notes
+    -----
+    Keep the edges heavier than eps while eps grows: components are born at the edges of the maximum spanning tree
+    (Songdechakraiwut, Krause, Banks, Nourski, Van Veen, *Fast topological clustering with Wasserstein distance*, ICLR
+    2022, section 2 [G]; METHODS.md section 2). O(unit^2) time, 12 bytes per unit beyond the input.
     """
     return _spanning_weights(check_connectome(connectome))
 
@@ -68,9 +70,11 @@ def births_and_deaths(connectome: NDArray[np.floating[Any]]) -> tuple[NDArray[np
     InvalidDataError
         A weight is negative, NaN or infinite.
 
-    Notes ----- Cycles die at the edges outside the maximum spanning tree (ICLR 2022, section 2 [G]). With tied
-    weights the tree is not unique but its weights are, so the multisets are exact. O(unit^2 log unit) time, one
-    float32 copy of all edges beside the deaths.
+    Notes
+    -----
+    Cycles die at the edges outside the maximum spanning tree (ICLR 2022, section 2 [G]). With tied weights the tree is
+    not unique but its weights are, so the multisets are exact. O(unit^2 log unit) time, one float32 copy of all edges
+    beside the deaths.
     """
     matrix = check_connectome(connectome)
     units = matrix.shape[0]

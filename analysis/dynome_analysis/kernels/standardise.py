@@ -61,8 +61,10 @@ def standardise_columns(
     out : float32, shape (sample, unit)
     dead : bool, shape (unit,)
 
-    Notes ----- Two passes with float64 accumulators: a one-pass covariance in float32 loses everything when the mean
-    is large. Loops run along rows, so that they are contiguous and vectorise over units.
+    Notes
+    -----
+    Two passes with float64 accumulators: a one-pass covariance in float32 loses everything when the mean is large.
+    Loops run along rows, so that they are contiguous and vectorise over units.
     """
     samples, units = activations.shape
     mean = work[0]

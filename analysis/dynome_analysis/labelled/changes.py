@@ -69,8 +69,10 @@ def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: P
     InvalidDataError
         Fewer than two snapshots.
 
-    Notes ----- METHODS.md sections 2 and 4 (TOP: ``s_t = d(C_t, C_t-1)`` [O]). Time linear in snapshots; a lazy
-    signature is computed pair by pair.
+    Notes
+    -----
+    METHODS.md sections 2 and 4 (TOP: ``s_t = d(C_t, C_t-1)`` [O]). Time linear in snapshots; a lazy signature is
+    computed pair by pair.
     """
     rows = _rows(signature, metric)
     function = _distance(metric)

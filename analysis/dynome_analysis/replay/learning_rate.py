@@ -94,7 +94,7 @@ class LearningRateRule:
 
     That a median-MAD signal gates the rate with hysteresis inside a Robbins-Monro envelope is stated by the paper [P:
     He, Songdechakraiwut, arXiv 2510.23781]; the exact form and every constant are our choice [O; METHODS.md section
-    7].
+    5].
 
     Attributes
     ----------

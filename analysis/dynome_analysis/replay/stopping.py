@@ -67,7 +67,7 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
         "top-both": Signal("reconfiguration_top", "min", "TOP, births and deaths", "[O] after arXiv 2508.06817"),
         "frobenius": Signal("reconfiguration_frobenius", "min", "plain change of the connectome", "[O] control"),
         "fp": Signal("functional_persistence", "max", "L2 norm of H1 lifetimes", "[P] functional-persistence code"),
-        "vl": Signal(None, "min", "validation loss", "[P] common practice"),
+        "vl": Signal(None, "min", "validation loss", "common practice"),
         "oracle": Signal(None, "max", "best test epoch", "control, never a rule to use"),
     }
 )
