@@ -149,7 +149,6 @@ def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, fo
     Cost: the forward passes of the probe, and one copy per site.
     """
     device = device_of(model)
-    hosts = {layout.site.name: _host_array(layout, probe.size) for layout in layouts}
     by_module: dict[str, dict[int, SiteLayout]] = {}
     for layout in layouts:
         by_module.setdefault(layout.site.module, {})[layout.site.call] = layout
@@ -158,6 +157,7 @@ def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, fo
     hooks: list[_Hook] = []
     handles: list[Any] = []
     with undisturbed(model, seed=probe.seed):
+        hosts = {layout.site.name: _host_array(layout, probe.size) for layout in layouts}
         try:
             for path, calls in by_module.items():
                 hook = _Hook(calls, hosts, rows)

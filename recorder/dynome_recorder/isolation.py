@@ -76,28 +76,35 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
     """
     import torch
 
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    buffers = [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with preserved_random_state(seed=seed, model=model), torch.no_grad(), _without_autocast(model):
-        try:
-            for module in modules:
-                module.training = False
-            yield
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
-            for module, name, buffer, version, values in buffers:
-                # The version counter tells a change without reading the values, hence without waiting for a device.
-                if buffer._version != version:
-                    buffer.copy_(values)
-                if module._buffers.get(name) is not buffer:
-                    module._buffers[name] = buffer
+    with torch.inference_mode(mode=False):  # evaluation may be under way: tensors made in that mode cannot be watched
+        modules = list(model.modules())
+        modes = [module.training for module in modules]
+        buffers = [
+            (module, name, buffer, _version(buffer), buffer.detach().clone())
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        with preserved_random_state(seed=seed, model=model), torch.no_grad(), _without_autocast(model):
+            try:
+                for module in modules:
+                    module.training = False
+                yield
+            finally:
+                for module, mode in zip(modules, modes, strict=True):
+                    module.training = mode
+                for module, name, buffer, version, values in buffers:
+                    # The version counter tells a change without reading the values, hence without waiting for a device.
+                    if version is None or _version(buffer) != version:
+                        with torch.inference_mode(mode=version is None):
+                            buffer.copy_(values)
+                    if module._buffers.get(name) is not buffer:
+                        module._buffers[name] = buffer
+
+
+def _version(buffer: torch.Tensor) -> int | None:
+    # A tensor that was made in inference mode does not count its changes.
+    return None if buffer.is_inference() else buffer._version
 
 
 @contextlib.contextmanager

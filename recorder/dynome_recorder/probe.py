@@ -101,8 +101,10 @@ class Probe:
         InvalidDataError
             If a sample cannot be loaded or samples cannot be put into a batch.
         """
+        import torch
+
         if self._batches is None:
-            with preserved_random_state(seed=self.seed):
+            with preserved_random_state(seed=self.seed), torch.inference_mode(mode=False):
                 try:
                     self._batches = self._load()
                 except Exception as error:

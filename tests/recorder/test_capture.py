@@ -120,6 +120,25 @@ def test_hooks_exist_only_during_the_probe_and_only_on_its_sites() -> None:
     assert hooks_of(model) == 0
 
 
+def test_evaluation_in_inference_mode_before_or_around_the_probe_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = Counting()
+    probe = Probe(dataset(), size=24, seed=3, batch_size=10)
+    expected = take(model, ["act"], probe=PROBE).activations["act"]
+    with torch.inference_mode():
+        model(dataset().tensors[0])  # binds a buffer that was made in this mode
+        model.mean.zero_()
+        calls, before = model.calls, model.calls.clone()
+        inside = take(model, ["act"], probe=probe).activations["act"]
+        assert torch.is_inference_mode_enabled()
+    outside = take(model, ["act"], probe=probe).activations["act"]
+    np.testing.assert_array_equal(inside, expected)
+    np.testing.assert_array_equal(outside, expected)
+    assert model.calls is calls
+    assert torch.equal(calls, before)
+    assert not model.mean.any()
+
+
 def test_a_failing_pass_leaves_no_hook_and_restores_the_model() -> None:
     model = Dropout().train()
     plan = layouts(model, None)
