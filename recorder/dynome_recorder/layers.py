@@ -77,7 +77,7 @@ def describe_layer(
     return Layer(
         index=index,
         module=path,
-        type=type(module).__name__,
+        type=class_name(module),
         call=call,
         parameters={name: names[id(parameter)] for name, parameter in own.items()},
         input_shape=input_shape,
@@ -86,6 +86,13 @@ def describe_layer(
         sources=sources,
         has_weight_matrix=any(parameter.ndim >= 2 for parameter in own.values()),
     )
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name of the module's class; of a parametrized one (weight_norm), the class it had before."""
+    from torch.nn.utils.parametrize import type_before_parametrizations
+
+    return type_before_parametrizations(module).__name__
 
 
 def describe_configuration(module: nn.Module, *, spatial_axes: int) -> dict[str, Json]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .layers import Layer, describe_layer, parameter_names
+from .layers import Layer, class_name, describe_layer, parameter_names
 from .trace import Call, FunctionUse, Trace
 
 if TYPE_CHECKING:
@@ -48,11 +48,16 @@ class Observer:
     """Hooks and the dispatch mode of one traced pass, with what they have seen so far."""
 
     def __init__(self, model: nn.Module, samples: int) -> None:
+        from torch.nn.utils.parametrize import is_parametrized
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self.model = model
         self.samples = samples
-        self.paths = {module: path for path, module in model.named_modules()}
+        # What computes a weight (weight_norm, spectral_norm) is part of the layer whose weight it is, no layer itself.
+        inside = {
+            id(part) for module in model.modules() if is_parametrized(module) for part in _parametrizations(module)
+        }
+        self.paths = {module: path for path, module in model.named_modules() if id(module) not in inside}
         self.parameter_names = parameter_names(model)
         # Keyed by identity and held weakly: a dead tensor's identity must not be inherited by a new one.
         self.sources: Any = WeakTensorKeyDictionary()
@@ -121,9 +126,7 @@ class Observer:
             for name, count in frame.parameters.items():
                 self.functions[frame.module, name, False] += count
         shape, dtype, problem = _judge(output, self.samples)
-        self.calls.append(
-            Call(frame.module, frame.call, type(module).__name__, frame.leaf, index, shape, dtype, problem)
-        )
+        self.calls.append(Call(frame.module, frame.call, class_name(module), frame.leaf, index, shape, dtype, problem))
         if not frame.module:
             self.model_output = output
         return output
@@ -213,6 +216,10 @@ def _dispatch_mode(observer: Observer) -> Any:
             return output
 
     return SourceMode()  # type: ignore[no-untyped-call]
+
+
+def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for path, part in module.named_modules() if path.partition(".")[0] == "parametrizations")
 
 
 def _memory(tensor: torch.Tensor) -> int | None:

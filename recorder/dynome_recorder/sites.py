@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import InvalidArgumentError
+from .layers import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,8 +54,11 @@ class Site:
 
 
 def site_name(module: str, call: int) -> str:
-    """Return the site name of one call of a module: the bare path for the first call, ``path@call`` after it."""
-    return module if call == 0 else f"{module}@{call}"
+    """Return the site name of one call of a module: the bare path for the first call, ``path@call`` after it.
+
+    A path that holds an ``@`` of its own always gets the call, or two sites could have one name.
+    """
+    return module if call == 0 and "@" not in module else f"{module}@{call}"
 
 
 def select_sites(model: nn.Module, patterns: Sequence[Pattern] | None, *, trace: Trace) -> tuple[Site, ...]:
@@ -214,7 +218,7 @@ def _names(pattern: Pattern, path: str, module: nn.Module, aliases: Mapping[str,
     if not path:  # the model itself: its output is the model's output, never a site
         return False
     if isinstance(pattern, str):
-        names = (path, *aliases.get(path, ()), type(module).__name__)
+        names = (path, *aliases.get(path, ()), class_name(module))
         return any(fnmatchcase(name, pattern) for name in names)
     return isinstance(module, pattern) if isinstance(pattern, type) else module is pattern
 

@@ -164,6 +164,22 @@ def test_weights_used_by_a_function_count_as_weights() -> None:
     assert [(use.module, use.function, use.is_activation) for use in found.functions] == [("", "weight", False)]
 
 
+def test_a_parametrized_layer_is_one_leaf_with_its_weights() -> None:
+    parametrizations = nn.utils.parametrizations
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), parametrizations.spectral_norm(nn.Linear(5, 2))
+    )
+    found = trace(model, 3, 6)
+    assert graph(found) == [("0", 0, (-1,)), ("1", 0, (0,)), ("2", 0, (1,))]
+    assert [layer.type for layer in found.layers] == ["Linear", "ReLU", "Linear"]
+    assert found.layers[2].parameters == {
+        "bias": "2.bias",
+        "parametrizations.weight.original": "2.parametrizations.weight.original",
+    }
+    assert found.weighted_sources == (-1, 1)
+    assert (found.functions, found.never_called) == ((), ())
+
+
 def test_padding_and_pooling_are_numbers_per_axis() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 2, (3, 4), padding="same", dilation=(1, 2)),

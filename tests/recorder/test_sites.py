@@ -181,3 +181,25 @@ def test_softmax_inside_attention_is_no_default_site() -> None:
             return self.last(self.act(scores * functional.normalize(x)))
 
     assert select(Attention(), shape=(3, 4)) == ["act"]
+
+
+def test_a_parametrized_layer_is_a_site_and_hides_no_activation() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
+    assert select(model, shape=(3, 6)) == ["1"]
+    assert select(model, ["Linear"], shape=(3, 6)) == ["0", "2"]
+    assert select(model, ["*"], shape=(3, 6)) == ["0", "1", "2"]
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(5, 2)))
+    assert select(model, shape=(3, 6)) == ["1"]
+
+
+def test_names_with_an_at_sign_do_not_meet_those_of_second_calls() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.acts = nn.ModuleDict({"a": nn.ReLU(), "a@1": nn.Tanh()})
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.acts["a@1"](self.acts["a"](self.acts["a"](x) - 1)))
+
+    assert select(Model(), shape=(3, 6)) == ["acts.a", "acts.a@1", "acts.a@1@0"]
