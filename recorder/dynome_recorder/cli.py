@@ -153,6 +153,7 @@ def info_table(document: Mapping[str, Any]) -> RenderableType:
     for name, value in (
         ("recording", document["path"]),
         ("status", f"{document['status']}, last commit {document['last_commit'] or 'none'}"),
+        *([("stopped at", document["degraded"])] if document["degraded"] else []),
         ("run id", document["run_id"]),
         ("format", document["format"]),
         ("created", document["created"]),

@@ -6,9 +6,11 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from dynome_recorder.format import ANALYSIS_FOLDER, STREAMS
+from dynome_recorder.errors import CorruptRecordingError
+from dynome_recorder.format import ANALYSIS_FOLDER, STREAMS, read_sealed
 from dynome_recorder.manifest import Manifest, read_manifest
 from dynome_recorder.publish import stream_of
+from dynome_recorder.shield import DEGRADED_FILE
 from dynome_recorder.verify import is_in_progress
 
 __all__ = ["describe_recording"]
@@ -25,8 +27,9 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path, run_id, format, created, status`` ("recording" or "idle"), ``commits, epochs, snapshots, sites, weights,
-        metrics, health, size, model, probe, optimizer, hyperparameters, schedules, versions, analysed``.
+        ``path, run_id, format, created, status`` ("recording" or "idle"), ``degraded`` (when and why recording stopped
+        although training went on, or None), ``commits, last_commit, epochs, snapshots, sites, weights, metrics, health,
+        size, model, probe, optimizer, hyperparameters, schedules, versions, analysed``.
 
     Raises
     ------
@@ -43,6 +46,7 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
         "format": run["format"]["version"],
         "created": run["created"],
         "status": "recording" if is_in_progress(manifest.path) else "idle",
+        "degraded": _degraded(manifest),
         "commits": len(state.records),
         "last_commit": datetime.fromtimestamp(moments[-1].time, UTC).isoformat(timespec="seconds") if moments else None,
         "epochs": {
@@ -81,6 +85,17 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
         "versions": run["versions"],
         "analysed": (manifest.path / ANALYSIS_FOLDER).is_dir(),
     }
+
+
+def _degraded(manifest: Manifest) -> str | None:
+    """Return when and why recording stopped although training went on, None where it did not."""
+    note = manifest.path / DEGRADED_FILE
+    if not note.is_file():
+        return None
+    try:
+        return str(read_sealed(note).get("reason"))
+    except CorruptRecordingError:
+        return f"{DEGRADED_FILE} is there, and damaged."
 
 
 def _stored_bytes(manifest: Manifest) -> dict[str, int]:

@@ -15,6 +15,7 @@ from dynome_recorder.cli import main
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.format import seal, unseal
 from dynome_recorder.info import describe_recording
+from dynome_recorder.shield import DEGRADED_FILE, RecordingWarning, Shield
 from dynome_recorder.writer import RecordingWriter
 
 
@@ -56,6 +57,21 @@ def test_info_of_empty_and_of_running_recordings(tmp_path):
         assert document["status"] == "recording"
         assert document["epochs"]["last"] is None
         assert call("info", tmp_path / "run").exit_code == 0
+
+
+def test_info_tells_where_recording_stopped_although_training_went_on(make_recording):
+    path = make_recording()
+    assert describe_recording(path)["degraded"] is None
+    shield = Shield(path, strict=False)
+    with pytest.warns(RecordingWarning), shield.stop_recording_on_error("epoch 7", epoch=7, step=21):
+        raise OSError("no space")
+    assert (
+        json.loads(call("info", path, "--json").stdout)["degraded"] == shield.degraded == "epoch 7: OSError: no space."
+    )
+    assert "epoch 7: OSError: no space." in call("info", path).stdout
+    (path / DEGRADED_FILE).write_text("{")
+    assert "damaged" in describe_recording(path)["degraded"]
+    assert call("verify", path).exit_code == 0
 
 
 def test_info_tells_of_bad_numbers(make_recording):
