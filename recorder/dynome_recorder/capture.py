@@ -303,7 +303,8 @@ def _host_array(layout: SiteLayout, samples: int) -> torch.Tensor:
     import torch
 
     # A fresh array per run: an asynchronous writer may still hold the previous one.
-    return torch.empty((samples, layout.units), dtype=getattr(torch, layout.dtype))
+    # The device is named, since torch.set_default_device may have made it another one.
+    return torch.empty((samples, layout.units), dtype=getattr(torch, layout.dtype), device="cpu")
 
 
 def _dtype_name(value: Any) -> str:

@@ -139,6 +139,14 @@ def test_evaluation_in_inference_mode_before_or_around_the_probe_changes_nothing
     assert not model.mean.any()
 
 
+def test_another_default_device_does_not_take_the_host_arrays() -> None:
+    model = Dropout()
+    expected = take(model, ["2"]).activations["2"]
+    with torch.device("meta"):
+        found = take(model, ["2"]).activations["2"]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_failing_pass_leaves_no_hook_and_restores_the_model() -> None:
     model = Dropout().train()
     plan = layouts(model, None)
