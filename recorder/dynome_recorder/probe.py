@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import InvalidArgumentError, InvalidDataError
 from .isolation import preserved_random_state
+from .schedule import check_count
 
 if TYPE_CHECKING:
     import torch
@@ -70,14 +71,12 @@ class Probe:
         collate: Callable[[list[Any]], Any] | None = None,
         transductive: bool = False,
     ) -> None:
-        for name, value, least in (("size", size, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise InvalidArgumentError(f"Probe: {name} must be an integer of at least {least}; got {value!r}.")
+        size = None if size is None else check_count("Probe: size", size, least=2)
         self._data = data
         self._collate = collate
         self._batches: list[Any] | None = None
-        self.seed = seed
-        self.batch_size = batch_size
+        self.seed = check_count("Probe: seed", seed, least=0)
+        self.batch_size = check_count("Probe: batch_size", batch_size, least=1)
         self.transductive = transductive
         self.population = _count_samples(data)
         classes = _find_labels(data) if isinstance(labels, str) and labels == "auto" else _check_labels(labels)
@@ -86,7 +85,7 @@ class Probe:
                 f"Probe: labels must have one entry per sample; got {len(classes)} for {self.population} samples."
             )
         self.balanced = classes is not None
-        self.indices = choose_samples(self.population, size=size, seed=seed, classes=classes)
+        self.indices = choose_samples(self.population, size=size, seed=self.seed, classes=classes)
 
     @property
     def size(self) -> int:
@@ -218,6 +217,8 @@ def choose_samples(
 
 
 def _count_samples(data: Any) -> int:
+    from torch.utils.data import IterableDataset
+
     arrays = _arrays(data)
     if arrays is not None:
         lengths = sorted({len(array) for array in arrays})
@@ -226,7 +227,11 @@ def _count_samples(data: Any) -> int:
                 f"Probe: inputs and labels must have one row per sample each; got {lengths} rows."
             )
         count = lengths[0]
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (str, bytes, Mapping)):
+    elif (
+        hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and not isinstance(data, (str, bytes, Mapping, IterableDataset))
+    ):
         count = len(data)
     else:
         raise InvalidArgumentError(

@@ -19,7 +19,7 @@ from .errors import FingerprintError, InvalidArgumentError, MissingExtraError
 from .metrics import StepMetrics, take_metric, to_numbers
 from .planning import make_plan
 from .probe import Forward, Probe, call_model
-from .schedule import Schedule, check_schedule, every
+from .schedule import Schedule, check_count, check_schedule, every
 from .shield import Shield
 
 if TYPE_CHECKING:
@@ -253,8 +253,7 @@ class Recorder:
         InvalidArgumentError
             If ``count`` is no number of epochs or the recorder is not open.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise InvalidArgumentError(f"epochs() needs a number of epochs; got {count!r}.")
+        count = check_count("epochs()", count, least=0)
         committed = self._opened("epochs").last_complete_epoch
         if self.degraded is not None:
             pass  # a second loop after recording stopped: training goes on where it was

@@ -8,6 +8,7 @@ completed optimizer steps and start at 1.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -116,9 +117,9 @@ def every(*, epochs: int | None = None, steps: int | None = None) -> Schedule:
     """
     given: dict[Counter, int] = {}
     if epochs is not None:
-        given["epoch"] = _check_count("epochs", epochs, least=1)
+        given["epoch"] = check_count("epochs", epochs, least=1)
     if steps is not None:
-        given["step"] = _check_count("steps", steps, least=1)
+        given["step"] = check_count("steps", steps, least=1)
     if len(given) != 1:
         raise InvalidArgumentError("every() needs exactly one of epochs= and steps=, e.g. every(epochs=1).")
     return Schedule(tuple(_Every(counter, period) for counter, period in given.items()))
@@ -134,7 +135,7 @@ def at(*moments: int, unit: Counter = "epoch") -> Schedule:
     """
     if not moments:
         raise InvalidArgumentError("at() needs at least one moment, e.g. at(0, 1, 2, 5, 10).")
-    counts = sorted({_check_count("at()", moment, least=0) for moment in moments})
+    counts = sorted({check_count("at()", moment, least=0) for moment in moments})
     return Schedule((_At(_check_unit(unit), tuple(counts)),))
 
 
@@ -149,7 +150,7 @@ def log_spaced(*, per_decade: int, unit: Counter = "step") -> Schedule:
     InvalidArgumentError
         For a ``per_decade`` below 1 or an unknown unit.
     """
-    return Schedule((_LogSpaced(_check_unit(unit), _check_count("per_decade", per_decade, least=1)),))
+    return Schedule((_LogSpaced(_check_unit(unit), check_count("per_decade", per_decade, least=1)),))
 
 
 def check_schedule(name: str, schedule: object) -> Schedule:
@@ -165,10 +166,11 @@ def check_schedule(name: str, schedule: object) -> Schedule:
     return schedule
 
 
-def _check_count(name: str, value: int, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_count(name: str, value: object, *, least: int) -> int:
+    """Return a count as a plain int, also where it is one of numpy's, or raise `InvalidArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise InvalidArgumentError(f"{name} must be an integer of at least {least}; got {value!r}.")
-    return value
+    return int(value)
 
 
 def _check_unit(unit: Counter) -> Counter:

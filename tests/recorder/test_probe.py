@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
 from dynome_recorder.probe import call_model, choose_samples, to_device
@@ -32,6 +32,16 @@ class Noisy(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return torch.rand(2) + np.random.rand() + random.random() + index, index % 2
+
+
+class Stream(IterableDataset):
+    """Has a length and no samples to index."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __iter__(self):
+        return iter(range(30))
 
 
 @settings(deadline=None, max_examples=60)
@@ -180,6 +190,7 @@ def test_to_device_keeps_the_form_of_a_batch() -> None:
         (lambda: Probe(X, labels=Y[:5]), "one entry per sample; got 5 for 60"),
         (lambda: Probe(X, labels=X), "one-dimensional integers.*Pass labels=None for regression targets"),
         (lambda: Probe(iter([1, 2, 3])), "Take a list of samples from an iterable one"),
+        (lambda: Probe(Stream()), "Take a list of samples from an iterable one"),
         (lambda: Probe({"x": X}), "got dict"),
     ],
 )

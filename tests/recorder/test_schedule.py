@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,3 +94,8 @@ def test_wrong_arguments_are_named(build, text: str) -> None:
 def test_only_schedules_compose() -> None:
     with pytest.raises(TypeError):
         every(epochs=1) | 5
+
+
+def test_numpys_integers_are_counts() -> None:
+    assert every(epochs=np.int64(2)) == every(epochs=2)
+    assert str(at(np.int32(3)) | log_spaced(per_decade=np.uint8(4))) == str(at(3) | log_spaced(per_decade=4))
