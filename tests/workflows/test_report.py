@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,20 @@ def test_several_recordings_get_a_chapter_each(make_recording: Callable[..., Pat
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(anchors)
     assert "<h1>Two runs</h1>" in page
     assert "2 recordings" in page
+
+
+def test_a_diverged_run_does_not_end_with_the_last_accuracy_that_was_a_number(
+    make_recording: Callable[..., Path], tmp_path: Path
+) -> None:
+    def diverge(moment: Moment) -> Moment:
+        return replace(moment, epoch_metrics={"test_accuracy": math.nan if moment.epoch > 2 else 0.321 * moment.epoch})
+
+    page = page_of(html_of([make_recording(epochs=5, change=diverge)], tmp_path))
+    facts, findings = page.split("In short")[0], page.split("In short")[1]
+    assert "64.2" not in facts
+    assert re.search(
+        r"The best test accuracy, 64\.2\s%, was reached after epoch 2; at the end it was not a number", findings
+    )
 
 
 def test_a_recording_given_as_the_folder_one_stands_in_has_a_name(

@@ -57,7 +57,7 @@ def _facts(evidence: Evidence) -> list[Fact]:
     facts.append(Fact(f"{units:,}", f"units at {plural(len(recording.sites), 'site')}"))
     if analysis is not None:
         facts.append(Fact(f"{int(analysis.attrs['samples']):,}", "samples in the probe"))
-    accuracy = _test_accuracy(evidence.metrics)
+    accuracy = _test_accuracy(evidence)
     if accuracy.size:
         facts.append(Fact(percent(float(accuracy[-1])), "test accuracy at the end"))
     return facts
@@ -68,11 +68,12 @@ def _findings(evidence: Evidence) -> list[str]:
     stopping, analysis = evidence.stopping, evidence.analysis
     if stopping is not None and "oracle" in stopping["rule"].values:
         oracle = stopping.sel(rule="oracle")
-        accuracy = _test_accuracy(evidence.metrics)
-        if accuracy.size:
+        accuracy = _test_accuracy(evidence)
+        if np.isfinite(accuracy).any():
+            end = percent(float(accuracy[-1])) if np.isfinite(accuracy[-1]) else "not a number"
             findings.append(
                 f"The best test accuracy, {percent(float(oracle['test_accuracy_best']))}, was reached after epoch "
-                f"{number(float(oracle['best_epoch']), '.0f')}; at the end it was {percent(float(accuracy[-1]))}."
+                f"{number(float(oracle['best_epoch']), '.0f')}; at the end it was {end}."
             )
     if stopping is not None:
         findings += [_rule_sentence(stopping, str(rule)) for rule in stopping["rule"].values if rule != "oracle"]
@@ -101,10 +102,8 @@ def _rule_sentence(stopping: xr.Dataset, rule: str) -> str:
     return f"{RULE_WORDS[rule]} would have stopped after epoch {trigger:.0f}; {kept}."
 
 
-def _test_accuracy(metrics: xr.Dataset) -> NDArray[np.float64]:
-    """Return the test accuracies that were recorded."""
-    if "test_accuracy" not in metrics:
-        return np.empty(0)
-    values = np.asarray(metrics["test_accuracy"].values, np.float64)
-    finite: NDArray[np.float64] = values[np.isfinite(values)]
-    return finite
+def _test_accuracy(evidence: Evidence) -> NDArray[np.float64]:
+    """Return the test accuracies that were recorded, NaN where that was given: a diverged run ends with it."""
+    epochs, values = evidence.recording.manifest.epoch_metrics().get("test_accuracy", (np.empty(0), np.empty(0)))
+    recorded: NDArray[np.float64] = values[np.argsort(epochs)]
+    return recorded
