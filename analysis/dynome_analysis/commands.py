@@ -95,7 +95,7 @@ def replay() -> None:
 @patience_option
 @click.option("--burn-in", type=int, default=1, show_default=True, help="First epoch that counts.")
 @click.option("--test-metric", default="test_accuracy", show_default=True, help="What the network is worth.")
-@click.option("--no-test-metric", is_flag=True, help="There is none; leave the oracle out then.")
+@click.option("--no-test-metric", is_flag=True, help="There is none: no oracle then.")
 @click.option("--test-mode", type=click.Choice(["min", "max"]), default="max", show_default=True)
 @click.option("--validation-metric", default="val_loss", show_default=True, help="Signal of the rule vl.")
 @click.option("--validation-mode", type=click.Choice(["min", "max"]), default="min", show_default=True)
@@ -124,7 +124,7 @@ def replay_stopping_command(
         results = [
             replay_stopping(
                 one,
-                rules=rules or DEFAULT_RULES,
+                rules=rules or [rule for rule in DEFAULT_RULES if rule != "oracle" or not no_test_metric],
                 patience=patience,
                 burn_in=burn_in,
                 test_metric=None if no_test_metric else test_metric,

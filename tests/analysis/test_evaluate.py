@@ -229,6 +229,9 @@ def test_bad_calls(sweep: list[Path]) -> None:
         dya.predict_performance([*sweep, sweep[3]], epochs=T)
     with pytest.raises(InvalidArgumentError, match="epochs must be a whole number"):
         dya.predict_performance(sweep, epochs=0)
+    for seed in (-1, 2**32):
+        with pytest.raises(InvalidArgumentError, match=f"seed must be 0 or more, and less than .*; got {seed}"):
+            dya.predict_performance(sweep, epochs=T, seed=seed)
 
 
 def test_baselines_that_have_nothing_to_go_by_are_undefined(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def test_replay_stopping_passes_every_option(run: Path) -> None:
     assert bare["stopping"]["fp"]["test_accuracy_best"] is None
 
 
+def test_without_a_test_metric_the_other_rules_are_replayed(run: Path) -> None:
+    (row,) = answer("replay", "stopping", run, "--no-test-metric")["recordings"]
+    assert list(row["stopping"]) == ["top", "fp", "vl"]
+
+
 def test_the_stopping_table_spells_never_triggered(run: Path) -> None:
     text = call("replay", "stopping", run, "--rule", "vl", "--rule", "oracle", "--patience", 50).stdout
     assert "never triggered" in text
@@ -315,12 +320,16 @@ def test_no_validation_metric_asked_for_vl(broken: dict[str, Path]) -> None:
         (["replay", "stopping", "RUN", "--rule", "early"], "'early' is not one of 'top'"),
         (["replay", "stopping", "RUN", "--patience", "0"], "patience must be at least 1"),
         (["replay", "stopping", "RUN", "--burn-in", "-1"], "burn_in must be an epoch"),
-        (["replay", "stopping", "RUN", "--no-test-metric"], "the rule 'oracle' needs a test metric"),
+        (
+            ["replay", "stopping", "RUN", "--no-test-metric", "--rule", "oracle"],
+            "the rule 'oracle' needs a test metric",
+        ),
         (["replay", "lr", "RUN", "--distance", "far"], "'far' is not one of 'top'"),
         (["replay", "lr", "RUN", "--alpha", "0.5"], "alpha must lie in (1/2, 1]"),
         (["replay", "lr", "RUN", "--base-rate", "0"], "base_rate must be positive"),
         (["predict", "RUN", "RUN"], "is the same run as"),
         (["predict", "RUN", "--epochs", "0"], "epochs must be a whole number of at least 1"),
+        (["demo", "--seed", str(2**32)], "seed must be 0 or more, and less than 2^32"),
         (["demo", "--dataset", "imagenet"], "'imagenet' is not one of 'digits'"),
         (["demo", "--out", "RUN"], "was not made by dynome demo"),
         (["demo", "--seed", "-1"], "seed must be 0 or more"),

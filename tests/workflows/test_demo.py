@@ -290,7 +290,7 @@ def test_the_settings_are_what_is_promised() -> None:
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="unknown data set 'cifar'"):
         run_demo(tmp_path / "out", dataset="cifar")
-    with pytest.raises(InvalidArgumentError, match="seed must be 0 or more, got -1"):
+    with pytest.raises(InvalidArgumentError, match=r"seed must be 0 or more, .* got -1"):
         run_demo(tmp_path / "out", seed=-1)
     assert not (tmp_path / "out").exists()
 

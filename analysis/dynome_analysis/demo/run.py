@@ -69,7 +69,7 @@ def run_demo(
     Raises
     ------
     InvalidArgumentError
-        Unknown data set, a negative seed, or an ``out`` that is not the demo's to write.
+        Unknown data set, a seed that is negative or too large, or an ``out`` that is not the demo's to write.
     InvalidDataError, CorruptRecordingError, RecordingLockedError, StorageError
         A file that is missing, changed, in use, or cannot be written; each says which and the way out.
 
@@ -80,8 +80,8 @@ def run_demo(
     """
     if dataset not in get_args(DatasetName):
         raise InvalidArgumentError(f"unknown data set {dataset!r}: choose one of {', '.join(get_args(DatasetName))}")
-    if seed < 0:
-        raise InvalidArgumentError(f"seed must be 0 or more, got {seed}")
+    if not 0 <= seed < 2**32:
+        raise InvalidArgumentError(f"seed must be 0 or more, and less than 2^32; got {seed}")
     name: DatasetName = dataset  # type: ignore[assignment]  # checked above
     return run_demo_with(
         demo_settings(name, quick=quick, seed=seed), out, data_dir=data_dir, fresh=fresh, progress=progress, tell=tell

@@ -17,7 +17,7 @@ from dynome_analysis.prediction.features import EarlyRun, as_recordings, early_r
 from dynome_analysis.prediction.hyperparameters import configuration_of, hyperparameter_table
 from dynome_analysis.prediction.recorded import UnusableRunError
 from dynome_analysis.prediction.scores import Score, score
-from dynome_recorder.errors import InvalidDataError
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +33,8 @@ __all__ = ["Exclusion", "Prediction", "predict_performance"]
 
 MINIMUM_RUNS = 8
 OUTER_FOLDS = 5
+# What scikit-learn takes.
+SEED_LIMIT = 2**32
 BASELINES = ("mean", "hyperparameters", "accuracy_at_T")
 
 
@@ -151,7 +153,7 @@ def predict_performance(
     InvalidDataError
         Fewer than 8 usable runs (the text tells why the others are not), or the same target in every run.
     InvalidArgumentError
-        A recording is given twice, an unknown estimator, bad ``epochs``.
+        A recording is given twice, an unknown estimator, bad ``epochs`` or ``seed``.
     CorruptRecordingError
         A stored file is missing, truncated or changed.
 
@@ -169,6 +171,8 @@ def predict_performance(
     from threadpoolctl import threadpool_limits
 
     check_estimator_name(estimator)
+    if not 0 <= seed < SEED_LIMIT:
+        raise InvalidArgumentError(f"seed must be 0 or more, and less than 2^32; got {seed}")
     opened = as_recordings(recordings)
     # Small matrices: with more threads than one, starting them takes longer than the work.
     with threadpool_limits(limits=1):
