@@ -262,6 +262,7 @@ class Recorder:
             return
         elif committed is None:
             self._completed = self._step = 0
+            self._opened("epochs").rewind(None)  # a repair may have lost epoch 0 and left step snapshots after it
             self._commit(epoch=0, complete=True, metrics={})
         else:
             self._continue_after(committed)

@@ -270,13 +270,13 @@ class RecordingWriter:
         self._tidy()
         return record
 
-    def rewind(self, epoch: int) -> None:
+    def rewind(self, epoch: int | None) -> None:
         """Go back to the end of an epoch: what was recorded after it is superseded, nothing is deleted.
 
         Parameters
         ----------
         epoch
-            A committed, complete epoch.
+            A committed, complete epoch; None goes back to before the first moment.
 
         Raises
         ------
@@ -288,11 +288,12 @@ class RecordingWriter:
         self._check_usable()
         with storage_errors(self.path):
             state = committed_state(self.path, self._run)
-            complete = {record.epoch: record.sequence for record in state.live if record.epoch_complete}
-            if epoch not in complete:
+            complete: dict[int | None, int] = {r.epoch: r.sequence for r in state.live if r.epoch_complete}
+            if epoch is not None and epoch not in complete:
                 known = ", ".join(map(str, complete)) or "none"
                 raise InvalidArgumentError(f"{self.path}: epoch {epoch} is not committed; committed epochs: {known}.")
-            if state.live[-1].sequence == complete[epoch]:
+            keep = -1 if epoch is None else complete[epoch]
+            if not state.live or state.live[-1].sequence == keep:
                 return
             with self._all_or_nothing({}):
                 record = self._append(
@@ -301,7 +302,7 @@ class RecordingWriter:
                         previous=self._previous,
                         kind="rewind",
                         time=float(self._clock()),
-                        keep=complete[epoch],
+                        keep=keep,
                     )
                 )
                 self._adopt(replay_log([*state.records, record]))

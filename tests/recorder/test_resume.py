@@ -17,6 +17,7 @@ from torch import nn
 
 from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, every
 from dynome_recorder.manifest import read_manifest
+from dynome_recorder.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,6 +191,23 @@ def test_step_snapshots_of_an_unfinished_epoch_are_superseded(tmp_path: Path) ->
     assert [(r.epoch, r.step, r.epoch_complete) for r in read_manifest(path).live] == [
         (0, 0, True), (0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True),
     ]  # fmt: skip
+
+
+def test_step_snapshots_without_an_epoch_to_resume_from_are_superseded(tmp_path: Path) -> None:
+    path, model = tmp_path / "run", Dropout()
+    options = {"schedule": every(epochs=1) | every(steps=1)}
+    with make_recorder(path, model, **options) as recorder:
+        for _ in recorder.epochs(1):
+            recorder.step()
+            break
+    (path / "commits" / "00000000.json").unlink()  # of epoch 0
+    assert verify(path, deep=True, repair=True).valid
+    with make_recorder(path, model, **options) as recorder:
+        assert recorder.committed_epoch is None
+        for _ in recorder.epochs(1):
+            recorder.step()
+    assert [(r.epoch, r.step) for r in read_manifest(path).live] == [(0, 0), (0, 1), (1, 1)]
+    assert verify(path, deep=True).clean
 
 
 @pytest.mark.parametrize(
