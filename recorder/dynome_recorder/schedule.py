@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,8 +25,8 @@ class Schedule:
     rules: tuple[_Rule, ...]
 
     def due_epoch(self, epoch: int) -> bool:
-        """Whether a snapshot is due when ``epoch`` passes are completed (0: before training)."""
-        return any(rule.counter == "epoch" and rule.is_due(epoch) for rule in self.rules)
+        """Whether a snapshot is due when ``epoch`` passes are completed (0: before training, where both counters are 0)."""
+        return any((rule.counter == "epoch" or epoch == 0) and rule.is_due(epoch) for rule in self.rules)
 
     def due_step(self, step: int) -> bool:
         """Whether a snapshot is due when ``step`` optimizer steps are completed (the first step is 1)."""
@@ -62,11 +63,11 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class _Rule(ABC):
     counter: Counter
 
-    def is_due(self, count: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_due(self, count: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class _LogSpaced(_Rule):
 
 
 def every(*, epochs: int | None = None, steps: int | None = None) -> Schedule:
-    """Make a snapshot due at every ``epochs``-th epoch (0 included) or every ``steps``-th optimizer step.
+    """Make a snapshot due at every ``epochs``-th epoch or every ``steps``-th optimizer step, the untrained network included.
 
     Raises
     ------

@@ -51,7 +51,7 @@ def test_step_schedules_need_the_length_of_an_epoch(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path / "run", Convolution(), schedule=every(steps=5), weights=None)
     assert recorder.plan(epochs=4).bytes_per_run is None
     assert "unknown until plan(epochs=..., steps_per_epoch=...)" in str(recorder.plan(epochs=4))
-    assert recorder.plan(epochs=4, steps_per_epoch=10).snapshots == {"probe": 8}
+    assert recorder.plan(epochs=4, steps_per_epoch=10).snapshots == {"probe": 9}
 
 
 def test_tied_weights_count_once(tmp_path: Path) -> None:

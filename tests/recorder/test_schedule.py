@@ -25,9 +25,9 @@ def test_every_epoch_includes_the_untrained_network() -> None:
     assert steps_due(every(epochs=1), 10) == []
 
 
-def test_every_steps_counts_steps_alone() -> None:
+def test_every_steps_counts_steps_and_sees_the_untrained_network() -> None:
     assert steps_due(every(steps=50), 160) == [50, 100, 150]
-    assert epochs_due(every(steps=50), 100) == []
+    assert epochs_due(every(steps=50), 100) == [0], "before training both counters are 0"
 
 
 def test_at_names_moments_of_either_counter() -> None:

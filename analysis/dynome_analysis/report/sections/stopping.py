@@ -32,7 +32,12 @@ _SIGNALS = {
         "[O: signal and rule could not be read in the paper]",
     ),
     "fp": ("functional persistence", False, "L2 norm of the lifetimes of the loops (H1); large is good.", "[P]"),
-    "vl": ("validation loss", True, "Loss on images that were held out of the training; small is good.", "[P]"),
+    "vl": (
+        "validation loss",
+        True,
+        "Loss on images that were held out of the training; small is good.",
+        "",
+    ),  # common practice, no paper's
 }
 
 
@@ -85,7 +90,7 @@ def _signal_drawing(stopping: xr.Dataset, rule: str) -> Drawing:
     return Drawing(
         model=signal_figure(stopping, rule, label, logarithmic=logarithmic),
         title=title,
-        caption=f"{meaning} Circle: best epoch. Square: where the rule stops. {mark}",
+        caption=f"{meaning} Circle: best epoch. Square: where the rule stops. {mark}".rstrip(),
         description=describe(f"{title}, {label}", stopping["signal"].sel(rule=rule).values),
         size="third",
     )
