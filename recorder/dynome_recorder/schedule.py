@@ -25,7 +25,7 @@ class Schedule:
     rules: tuple[_Rule, ...]
 
     def due_epoch(self, epoch: int) -> bool:
-        """Whether a snapshot is due when ``epoch`` passes are completed (0: before training, where both counters are 0)."""
+        """Whether a snapshot is due when ``epoch`` passes are completed; before training both counters are 0."""
         return any((rule.counter == "epoch" or epoch == 0) and rule.is_due(epoch) for rule in self.rules)
 
     def due_step(self, step: int) -> bool:
@@ -109,7 +109,7 @@ class _LogSpaced(_Rule):
 
 
 def every(*, epochs: int | None = None, steps: int | None = None) -> Schedule:
-    """Make a snapshot due at every ``epochs``-th epoch or every ``steps``-th optimizer step, the untrained network included.
+    """Make a snapshot due at every ``epochs``-th epoch or every ``steps``-th optimizer step, 0 included.
 
     Raises
     ------

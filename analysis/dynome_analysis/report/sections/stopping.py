@@ -23,7 +23,7 @@ _MEANINGS = {
     "vl": "lowest validation loss",
     "oracle": "highest test accuracy, known only afterwards",
 }
-# Label of the axis, whether it is logarithmic, what it is, and its mark.
+# Label of the axis, whether it is logarithmic, what it is, and its mark; stopping by validation loss is no paper's.
 _SIGNALS = {
     "top": (
         "change of deaths",
