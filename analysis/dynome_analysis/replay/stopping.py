@@ -185,11 +185,9 @@ class PatienceRule:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning."""
-        _check_mode(self.mode)
+        _check_settings(self.mode, self.burn_in)
         if self.patience < 1:
             raise ValueError(f"patience must be at least 1 observation without improvement; got {self.patience}")
-        if self.burn_in < 0:
-            raise ValueError(f"burn_in must be an epoch, 0 or later; got {self.burn_in}")
 
     def start(self) -> StoppingState:
         """Return the state before the first observation."""
@@ -240,9 +238,7 @@ class OracleRule:
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning."""
-        _check_mode(self.mode)
-        if self.burn_in < 0:
-            raise ValueError(f"burn_in must be an epoch, 0 or later; got {self.burn_in}")
+        _check_settings(self.mode, self.burn_in)
 
     def start(self) -> StoppingState:
         """Return the state before the first observation."""
@@ -305,9 +301,12 @@ def _is_worse(value: float, best: float | None, mode: Mode) -> bool:
     return math.isnan(value) or (value > best if mode == "min" else value < best)
 
 
-def _check_mode(mode: str) -> None:
+def _check_settings(mode: str, burn_in: int) -> None:
+    """Refuse what no rule can start with."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    if burn_in < 0:
+        raise ValueError(f"burn_in must be an epoch, 0 or later; got {burn_in}")
 
 
 def _check_later(state: StoppingState, observation: Score) -> None:
