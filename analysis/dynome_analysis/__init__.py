@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynome_analysis.labelled.changes import distance_matrix, noise_floor, reconfiguration
     from dynome_analysis.labelled.connectomes import connectomes
-    from dynome_analysis.labelled.signatures import graph_homology, rips
+    from dynome_analysis.labelled.diagrams import rips
+    from dynome_analysis.labelled.homology import graph_homology
     from dynome_analysis.pipeline import analyze
     from dynome_analysis.prediction.evaluate import Prediction, predict_performance
     from dynome_analysis.prediction.features import early_features
@@ -46,14 +47,14 @@ _HOMES = {
     "connectomes": "labelled.connectomes",
     "distance_matrix": "labelled.changes",
     "early_features": "prediction.features",
-    "graph_homology": "labelled.signatures",
+    "graph_homology": "labelled.homology",
     "noise_floor": "labelled.changes",
     "open_recording": "recording",
     "predict_performance": "prediction.evaluate",
     "reconfiguration": "labelled.changes",
     "replay_learning_rate": "replay.replay",
     "replay_stopping": "replay.replay",
-    "rips": "labelled.signatures",
+    "rips": "labelled.diagrams",
     "weight_signature": "prediction.recorded",
 }
 

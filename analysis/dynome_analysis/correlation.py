@@ -13,14 +13,14 @@ from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DEAD_TOLERANCE", "absolute_correlation", "non_finite_units"]
+__all__ = ["DEAD_TOLERANCE", "correlate", "non_finite_units", "standardise"]
 
 # Eight roundings of float32. A unit that varies less than this, relative to its size, varies by rounding only, and the
 # correlation of two rounding errors is noise with |r| up to 1. [O]
 DEAD_TOLERANCE = 1e-6
 
 
-def absolute_correlation(
+def correlate(
     activations: NDArray[np.floating[Any]], *, dead_tolerance: float = DEAD_TOLERANCE
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Correlate every pair of units over the samples and keep the absolute value.
@@ -54,6 +54,38 @@ def absolute_correlation(
     O(sample * unit^2) time in one float32 matrix product; sums before it are float64 in two passes. Memory: the result
     and one float32 copy of the activations.
     """
+    standardised, dead = standardise(activations, dead_tolerance=dead_tolerance)
+    # x.T @ x is one symmetric product (syrk) in numpy: half the work of a general one.
+    connectome = standardised.T @ standardised
+    finish_absolute_correlation(connectome, np.empty((TILE, TILE), np.float32))
+    return connectome, dead
+
+
+def standardise(
+    activations: NDArray[np.floating[Any]], *, dead_tolerance: float = DEAD_TOLERANCE
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Bring every unit to mean 0 and Euclidean norm 1 over the samples, so that products of columns are correlations.
+
+    Parameters
+    ----------
+    activations, dead_tolerance
+        As for `correlate`.
+
+    Returns
+    -------
+    columns : float32, shape (sample, unit)
+        New array; columns of dead units are 0.
+    dead : bool, shape (unit,)
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidDataError
+        As `correlate`.
+
+    Notes
+    -----
+    O(sample * unit) time; sums are float64 in two passes.
+    """
     matrix = _check_activations(activations)
     samples, units = matrix.shape
     magnitudes = _magnitudes(matrix)
@@ -68,10 +100,7 @@ def absolute_correlation(
     # 2^1000 is far enough for the smallest subnormal columns.
     scale = np.ldexp(1.0, np.minimum(-np.frexp(magnitudes)[1], 1000))
     standardise_columns(matrix, scale, dead_tolerance, np.empty((2, units)), standardised, dead)
-    # x.T @ x is one symmetric product (syrk) in numpy: half the work of a general one.
-    connectome = standardised.T @ standardised
-    finish_absolute_correlation(connectome, np.empty((TILE, TILE), np.float32))
-    return connectome, dead
+    return standardised, dead
 
 
 def non_finite_units(activations: NDArray[np.floating[Any]]) -> NDArray[np.intp]:

@@ -21,7 +21,7 @@ from dynome_analysis.halves import paired_floor
 from dynome_analysis.homology import births_and_deaths
 from dynome_analysis.labelled.changes import half_homologies
 from dynome_analysis.labelled.connectomes import correlate_snapshot
-from dynome_analysis.labelled.signatures import pad_points
+from dynome_analysis.labelled.diagrams import pad_points
 from dynome_analysis.persistence import ENGINES, Engine, find_engine, functional_persistence, rips_diagrams
 from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidDataError

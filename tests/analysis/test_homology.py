@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.correlation import correlate
 from dynome_analysis.homology import births, births_and_deaths, number_of_deaths
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=100)
-matrices = st.one_of(weights(), activations().map(lambda values: absolute_correlation(values)[0]))
+matrices = st.one_of(weights(), activations().map(lambda values: correlate(values)[0]))
 
 
 def scipy_births(connectome: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import dynome_analysis as dya
-from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.correlation import correlate
 from dynome_analysis.distance import diagram_distance, sorted_distance
 from dynome_analysis.homology import births_and_deaths
 from dynome_analysis.persistence import rips_diagrams
@@ -28,7 +28,7 @@ def recording(make_recording: MakeRecording) -> dya.Recording:
 
 @pytest.fixture
 def matrices(recording: dya.Recording) -> list[np.ndarray]:
-    return [absolute_correlation(block)[0] for block in recording.activations().to_numpy()]
+    return [correlate(block)[0] for block in recording.activations().to_numpy()]
 
 
 def refuse(*args: object, **options: object) -> None:
@@ -130,10 +130,7 @@ def test_the_noise_floor_is_what_its_formula_says(recording: dya.Recording) -> N
     xr.testing.assert_identical(found, dya.noise_floor(recording, seed=5))
     order = np.random.default_rng(5).permutation(40)
     deaths = [
-        [
-            births_and_deaths(absolute_correlation(block[np.sort(half)])[0])[1]
-            for block in recording.activations().to_numpy()
-        ]
+        [births_and_deaths(correlate(block[np.sort(half)])[0])[1] for block in recording.activations().to_numpy()]
         for half in (order[:20], order[20:])
     ]
     within = [sorted_distance([a], [b]) for a, b in zip(*deaths, strict=True)]

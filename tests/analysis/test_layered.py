@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynome_analysis.prediction.layered import rolled_graph
-from dynome_analysis.prediction.structure import rolled_structure
+from dynome_analysis.graphs.layered import rolled_graph
+from dynome_analysis.graphs.structure import rolled_structure
 from dynome_recorder.errors import InvalidDataError
 
 KINDS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynome_analysis.prediction.layered import rolled_graph
-from dynome_analysis.prediction.structure import rolled_structure
+from dynome_analysis.graphs.layered import rolled_graph
+from dynome_analysis.graphs.structure import rolled_structure
 from dynome_recorder.canary import trace_model
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.layers import describe_model

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from ripser import ripser
 
 from dynome_analysis import persistence
-from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.correlation import correlate
 from dynome_analysis.homology import births
 from dynome_analysis.persistence import ENGINES, find_engine, functional_persistence, rips_diagrams, rips_distances
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError, MissingExtraError
 
 unhurried = settings(deadline=None, max_examples=60)
-matrices = st.one_of(weights(largest=20), activations(largest=24).map(lambda values: absolute_correlation(values)[0]))
+matrices = st.one_of(weights(largest=20), activations(largest=24).map(lambda values: correlate(values)[0]))
 INSTALLED = [name for name, engine in ENGINES.items() if engine.is_installed]
 
 
@@ -58,7 +58,7 @@ def test_loops_equal_ripser(engine: persistence.Engine, connectome: NDArray[np.f
 def test_every_degree_of_a_larger_connectome(engine: persistence.Engine) -> None:
     random = np.random.default_rng(0)
     values = np.maximum(random.normal(size=(100, 4)) @ random.normal(size=(4, 50)), 0)
-    connectome, _ = absolute_correlation(values)
+    connectome, _ = correlate(values)
     diagrams = rips_diagrams(connectome, dimensions=(2, 1), engine=engine)
     assert list(diagrams) == [1, 2]
     assert len(diagrams[1]) > 5

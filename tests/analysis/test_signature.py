@@ -10,7 +10,8 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dynome_analysis.prediction.layered import rolled_graph
+from dynome_analysis.graphs.layered import rolled_graph
+from dynome_analysis.graphs.structure import rolled_structure
 from dynome_analysis.prediction.signature import (
     MEASURES,
     STATISTICS,
@@ -19,7 +20,6 @@ from dynome_analysis.prediction.signature import (
     graph_signature,
     layer_signature,
 )
-from dynome_analysis.prediction.structure import rolled_structure
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40)
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynome_analysis.prediction.centrality import eigenvector_centrality
-from dynome_analysis.prediction.layered import LayeredGraph, rolled_graph
-from dynome_analysis.prediction.structure import rolled_structure
+from dynome_analysis.graphs.centrality import eigenvector_centrality
+from dynome_analysis.graphs.layered import LayeredGraph, rolled_graph
+from dynome_analysis.graphs.structure import rolled_structure
 from dynome_recorder.canary import trace_model
 from dynome_recorder.layers import describe_model
 

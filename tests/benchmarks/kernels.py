@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from dynome_analysis.correlation import absolute_correlation
+from dynome_analysis.correlation import correlate
 from dynome_analysis.homology import births, births_and_deaths
 
 from .timing import Row, interleaved
@@ -46,7 +46,7 @@ def rows() -> Iterator[Row]:
     for units in (512, 1024, 2048):
         activations = latent_activations(units)
         tensor = torch.from_numpy(activations).T
-        connectome, _ = absolute_correlation(activations)
+        connectome, _ = correlate(activations)
         edges = connectome[np.triu_indices(units, 1)]
         wide = activations.astype(np.float64)
         size = f"{units} units, {SAMPLES} samples"
@@ -54,7 +54,7 @@ def rows() -> Iterator[Row]:
             "connectome",
             size,
             {
-                "ours": lambda a=activations: absolute_correlation(a),
+                "ours": lambda a=activations: correlate(a),
                 "numpy float32": lambda a=activations: np.abs(np.corrcoef(a, rowvar=False, dtype=np.float32)),
                 "numpy float64": lambda a=wide: np.abs(np.corrcoef(a, rowvar=False)),
                 "torch": lambda t=tensor: torch.corrcoef(t).abs(),

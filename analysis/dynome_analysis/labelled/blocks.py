@@ -6,13 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+import xarray as xr
+
+from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import xarray as xr
+__all__ = ["check_connectomes", "map_snapshots", "moments", "one_snapshot_per_chunk"]
 
-__all__ = ["map_snapshots", "one_snapshot_per_chunk"]
+
+def check_connectomes(connectomes: xr.DataArray) -> int:
+    """Return the number of units, or say that these are no connectomes."""
+    if not isinstance(connectomes, xr.DataArray) or connectomes.dims != ("snapshot", "unit", "unit_"):
+        found = f"{type(connectomes).__name__} {tuple(getattr(connectomes, 'dims', ()))}"
+        raise InvalidArgumentError(
+            f"connectomes must be a DataArray (snapshot, unit, unit_), as dya.connectomes makes; got {found}"
+        )
+    return int(connectomes.sizes["unit"])
+
+
+def moments(labelled: xr.DataArray | xr.Dataset) -> dict[str, Any]:
+    """Return the coordinates that say when a snapshot was taken."""
+    return {name: labelled.coords[name].variable for name in ("epoch", "step") if name in labelled.coords}
 
 
 def one_snapshot_per_chunk(array: xr.DataArray) -> xr.DataArray:

@@ -13,7 +13,7 @@ from dynome_analysis.compute import Progress, compute
 from dynome_analysis.distance import diagram_distance, pairwise_distances, sorted_distance
 from dynome_analysis.halves import paired_floor, split_samples
 from dynome_analysis.homology import births_and_deaths
-from dynome_analysis.labelled.blocks import one_snapshot_per_chunk
+from dynome_analysis.labelled.blocks import moments, one_snapshot_per_chunk
 from dynome_analysis.labelled.connectomes import correlate_snapshot
 from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
@@ -81,7 +81,7 @@ def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: P
     return xr.DataArray(
         values,
         dims=("snapshot",),
-        coords=_moments(signature),
+        coords=moments(signature),
         name="reconfiguration",
         attrs=provenance("reconfiguration", {"metric": metric}, source=signature.attrs),
     )
@@ -121,12 +121,12 @@ def distance_matrix(signature: Signature, *, metric: Metric = "top", progress: P
             values[i, j] = values[j, i] = value
     else:
         values = pairwise_distances([np.stack([part.reshape(-1) for part in parts]) for parts in zip(*rows)])
-    moments = _moments(signature)
-    mirrored = {f"{name}_": ("snapshot_", values_.to_numpy()) for name, values_ in moments.items()}
+    taken = moments(signature)
+    mirrored = {f"{name}_": ("snapshot_", values_.to_numpy()) for name, values_ in taken.items()}
     return xr.DataArray(
         values,
         dims=("snapshot", "snapshot_"),
-        coords={**moments, **mirrored},
+        coords={**taken, **mirrored},
         name="distance",
         attrs=provenance("distance_matrix", {"metric": metric}, source=signature.attrs),
     )
@@ -270,7 +270,3 @@ def _diagram(
     """Return the H1 points of one snapshot without their padding."""
     kept = np.isfinite(birth) if dimension is None else dimension == 1
     return np.column_stack([birth[kept], death[kept]])
-
-
-def _moments(signature: Signature) -> dict[str, xr.Variable]:
-    return {name: signature.coords[name].variable for name in ("epoch", "step") if name in signature.coords}

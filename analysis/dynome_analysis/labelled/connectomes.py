@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.correlation import absolute_correlation, non_finite_units
+from dynome_analysis.correlation import correlate, non_finite_units
 from dynome_analysis.labelled.blocks import map_snapshots
 from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["connectomes", "correlate_snapshot"]
 
 Measure = Literal["pearson"]
-MEASURES = {"pearson": absolute_correlation}
+MEASURES = {"pearson": correlate}
 
 
 def connectomes(

@@ -1,9 +1,8 @@
 """From the weights of the first epochs to how good the trained network will be.
 
-`structure` (with `vertices`) reads the layer graph of ``run.json``, `layered` puts weights on it; `centrality` and
-`signature` turn a weighted graph into numbers; `recorded` does so for each snapshot of a recording and `features`
-gathers recordings; `hyperparameters`, `estimators`, `scores` and `evaluate` fit, cross-validate and compare with
-baselines.
+`signature` turns a weighted graph (`dynome_analysis.graphs`) into numbers; `recorded` does so for each snapshot of a
+recording and `features` gathers recordings; `hyperparameters`, `estimators`, `scores` and `evaluate` fit,
+cross-validate and compare with baselines.
 """
 
 from dynome_analysis.prediction.evaluate import Exclusion, Prediction, predict_performance

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.prediction.layered import rolled_graph
+from dynome_analysis.graphs.layered import rolled_graph
+from dynome_analysis.graphs.structure import rolled_structure
 from dynome_analysis.prediction.signature import feature_names, graph_signature, layer_signature
-from dynome_analysis.prediction.structure import rolled_structure
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidDataError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from dynome_analysis.prediction.structure import LayeredStructure
+    from dynome_analysis.graphs.structure import LayeredStructure
     from dynome_analysis.recording import Recording
 
 __all__ = ["UnusableRunError", "weight_signature"]

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.prediction.centrality import eigenvector_centrality
+from dynome_analysis.graphs.centrality import eigenvector_centrality
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynome_analysis.prediction.centrality import WeightedGraph
-    from dynome_analysis.prediction.layered import LayeredGraph
-    from dynome_analysis.prediction.structure import LayeredStructure
+    from dynome_analysis.graphs.centrality import WeightedGraph
+    from dynome_analysis.graphs.layered import LayeredGraph
+    from dynome_analysis.graphs.structure import LayeredStructure
 
 __all__ = ["STATISTICS", "distribution", "feature_names", "graph_signature", "layer_signature"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.prediction.structure import Connection, LayeredStructure
+    from dynome_analysis.graphs.structure import Connection, LayeredStructure
 
 __all__ = ["LayeredGraph", "rolled_graph"]
 

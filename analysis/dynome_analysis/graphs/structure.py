@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynome_analysis.prediction.vertices import VertexForest, VertexGroup
+from dynome_analysis.graphs.vertices import VertexForest, VertexGroup
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:

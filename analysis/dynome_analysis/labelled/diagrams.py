@@ -1,4 +1,4 @@
-"""Signatures of connectomes: births and deaths, Rips diagrams."""
+"""Rips diagrams of connectomes."""
 
 from __future__ import annotations
 
@@ -9,66 +9,16 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
-from dynome_analysis.homology import births_and_deaths, number_of_deaths
-from dynome_analysis.labelled.blocks import map_snapshots, one_snapshot_per_chunk
+from dynome_analysis.labelled.blocks import check_connectomes, moments, one_snapshot_per_chunk
 from dynome_analysis.persistence import Engine, find_engine, rips_diagrams
 from dynome_analysis.provenance import provenance
-from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["graph_homology", "pad_points", "rips"]
-
-
-def graph_homology(connectomes: xr.DataArray) -> xr.Dataset:
-    """Return births of components and deaths of cycles of every connectome.
-
-    Parameters
-    ----------
-    connectomes : DataArray
-        (snapshot, unit, unit_), symmetric, non-negative, finite; the diagonal is not read.
-
-    Returns
-    -------
-    Dataset
-        ``births`` float32 (snapshot, birth), the unit - 1 weights of the maximum spanning tree, ascending; ``deaths``
-        float32 (snapshot, death), all ``1 + unit * (unit - 3) / 2`` other weights, ascending; ``dead_units`` int64
-        (snapshot), how many units have no edge at all: taken from the coordinate of that name where `connectomes`
-        counted it, else the number of rows without a non-zero entry. Lazy where the input is.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Not of dimensions (snapshot, unit, unit_) or not symmetric.
-    InvalidDataError
-        Negative, NaN or infinite weights.
-
-    Notes
-    -----
-    METHODS.md section 2. Per snapshot O(unit^2 log unit) time and 4 * unit^2 bytes beyond the connectome.
-    """
-    units = _check_connectomes(connectomes)
-    arrays = map_snapshots(
-        _homology_block,
-        one_snapshot_per_chunk(connectomes).data,
-        [((units - 1,), np.float32), ((number_of_deaths(units),), np.float32), ((), np.int64)],
-    )
-    if connectomes.chunks is None:
-        arrays = compute(arrays, description="births and deaths")
-    born, died, isolated = arrays
-    counted = connectomes.coords["dead_units"].data if "dead_units" in connectomes.coords else isolated
-    return xr.Dataset(
-        {
-            "births": (("snapshot", "birth"), born),
-            "deaths": (("snapshot", "death"), died),
-            "dead_units": ("snapshot", counted),
-        },
-        coords=_moments(connectomes),
-        attrs=provenance("graph_homology", {}, source=connectomes.attrs),
-    )
+__all__ = ["pad_points", "rips"]
 
 
 def rips(
@@ -109,7 +59,7 @@ def rips(
     -----
     METHODS.md section 3; cost as in `dynome_analysis.persistence.rips_diagrams`, one snapshot per task.
     """
-    _check_connectomes(connectomes)
+    check_connectomes(connectomes)
     degrees = tuple(sorted({int(dimension) for dimension in dimensions}))
     name = find_engine(engine) if degrees and degrees[-1] > 0 else engine
     blocks = one_snapshot_per_chunk(connectomes).data.to_delayed().ravel()
@@ -122,7 +72,7 @@ def rips(
             "death": (("snapshot", "point"), death),
             "dimension": (("snapshot", "point"), np.where(np.isnan(degree), -1, degree).astype(np.int64)),
         },
-        coords=_moments(connectomes),
+        coords=moments(connectomes),
         attrs=provenance("rips", {"dimensions": degrees, "engine": name}, source=connectomes.attrs),
     )
 
@@ -136,13 +86,6 @@ def pad_points(tables: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float6
     return tuple(padded)
 
 
-def _homology_block(connectome: NDArray[np.floating[Any]], position: int) -> tuple[Any, ...]:
-    born, died = births_and_deaths(connectome)
-    edges = np.asarray(connectome) != 0
-    np.fill_diagonal(edges, val=False)
-    return born, died, np.int64(np.count_nonzero(~edges.any(axis=1)))
-
-
 def _diagram_block(
     block: NDArray[np.floating[Any]], dimensions: tuple[int, ...], engine: Engine
 ) -> NDArray[np.float64]:
@@ -150,18 +93,3 @@ def _diagram_block(
     return np.concatenate(
         [np.column_stack([points, np.full(len(points), degree)]) for degree, points in diagrams.items()]
     )
-
-
-def _check_connectomes(connectomes: xr.DataArray) -> int:
-    """Return the number of units."""
-    if not isinstance(connectomes, xr.DataArray) or connectomes.dims != ("snapshot", "unit", "unit_"):
-        found = f"{type(connectomes).__name__} {tuple(getattr(connectomes, 'dims', ()))}"
-        raise InvalidArgumentError(
-            f"connectomes must be a DataArray (snapshot, unit, unit_), as dya.connectomes makes; got {found}"
-        )
-    return int(connectomes.sizes["unit"])
-
-
-def _moments(labelled: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Return the coordinates that say when a snapshot was taken."""
-    return {name: labelled.coords[name].variable for name in ("epoch", "step") if name in labelled.coords}
