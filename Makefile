@@ -65,8 +65,12 @@ format: .venv/.development  ## Let ruff put the code in order.
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-benchmark: .venv/.development  ## Time the hot paths against named peers; writes tests/benchmarks/RESULTS.md.
-	OMP_NUM_THREADS=1 PYTHONPATH=tests .venv/bin/python -m benchmarks $(ARGS)
+.venv/.benchmark: .venv/.development
+	.venv/bin/pip install --quiet --constraint constraints.txt --only-binary=:all: --group benchmark
+	@touch $@
+
+benchmark: .venv/.benchmark  ## Time the hot paths against named peers; writes tests/benchmarks/RESULTS.md. One table: make benchmark ARGS=births
+	PYTHONPATH=tests .venv/bin/python -m benchmarks $(ARGS)
 
 # The header of each file stays; a local version such as +cpu names one machine's build and goes.
 define resolve

@@ -1,39 +1,46 @@
-"""Measure the hot paths against named peers and write the table: ``make benchmark``."""
+"""Measure the hot paths against named peers and write the page: ``make benchmark``."""
 
 from __future__ import annotations
 
-import datetime
+import importlib
 import sys
-from pathlib import Path
+import time
 
-from . import graphs, kernels, recording
-from .timing import as_markdown, machine
+import click
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
-TABLES = {"Kernels": kernels.rows, "Recording": recording.rows, "Weight graphs": graphs.rows}
+from . import page
+
+# Title, module, generator of rows. "loops-large" takes up to an hour the first time, so it runs only when named.
+TABLES = {
+    "connectomes": ("Connectomes", "connectomes", "rows"),
+    "births": ("Births and deaths", "births", "rows"),
+    "streaming": ("Beyond memory", "streaming", "rows"),
+    "loops": ("Rips H1", "loops", "rows"),
+    "loops-large": ("Rips H1 at the limits", "loops", "large"),
+    "distances": ("Distances", "distances", "rows"),
+    "centrality": ("Centrality of connectomes", "centrality", "rows"),
+    "graphs": ("Weight graphs", "graphs", "rows"),
+    "summaries": ("Summaries", "summaries", "rows"),
+    "cluster": ("Analysis of a recording", "cluster", "rows"),
+    "recording": ("Recording", "recording", "rows"),
+}
 
 
-def main() -> None:
-    """Print each table as it is ready; write all of them at the end, so that an interrupted run leaves the old page."""
-    parts = [
-        "# Benchmarks\n",
-        f"Written by `make benchmark` on {datetime.date.today()}: medians of interleaved runs on one machine. "
-        "Only ratios carry over.\n",
-        f"Machine: {machine()}.\n",
-    ]
-    for title, rows in TABLES.items():
+@click.command()
+@click.argument("tables", nargs=-1, type=click.Choice(list(TABLES)))
+def main(tables: tuple[str, ...]) -> None:
+    """Measure TABLES, by default all but loops-large; a section of the page is replaced when its table is done."""
+    for name in tables or [table for table in TABLES if table != "loops-large"]:
+        title, module_name, generator = TABLES[name]
+        start = time.perf_counter()
+        module = importlib.import_module(f".{module_name}", __package__)
         found = []
-        for row in rows():
-            print(
-                row.operation,
-                row.size,
-                {name: f"{value * 1e3:.3g} ms" for name, value in row.medians.items()},
-                file=sys.stderr,
-            )
+        for row in getattr(module, generator)():
             found.append(row)
-        parts += [f"## {title}\n", as_markdown(found)]
-    RESULTS.write_text("\n".join(parts), encoding="utf-8")
-    print(f"written: {RESULTS}")
+            print(page.line(row), file=sys.stderr, flush=True)
+        page.update(title, getattr(module, "NOTE", ""), found)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    print(f"written: {page.RESULTS}")
 
 
 if __name__ == "__main__":

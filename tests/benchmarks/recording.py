@@ -45,14 +45,13 @@ def measure(folder: Path, samples: int, units: int) -> Row:
     epochs = itertools.count()
     description = describe(dict.fromkeys(arrays, units), samples=samples, weights=False)
     with RecordingWriter.open(folder / "recording", description) as writer:
-        return interleaved(
-            "commit of a snapshot",
-            f"2 sites of {samples} x {units} float32",
+        seconds = interleaved(
             {
                 "ours": lambda: writer.commit(Moment(epoch=next(epochs), step=0, probe=arrays)),
                 "np.save, crc32c, fsync": lambda: save_durably(plain, arrays),
-            },
+            }
         )
+        return Row("commit of a snapshot", f"2 sites of {samples} x {units} float32", seconds)
 
 
 def rows() -> Iterator[Row]:
