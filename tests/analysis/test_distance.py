@@ -96,7 +96,7 @@ def test_graphs_of_different_size_are_refused() -> None:
 
 @pytest.mark.parametrize("snapshots", [1, 2, 7])
 def test_pairwise_distances_equal_one_by_one(snapshots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynome_analysis.distance.BLOCK_VALUES", 32)
+    monkeypatch.setattr("dynome_analysis.distance.SEGMENT", 32)
     random = np.random.default_rng(0)
     births, deaths = (random.random((snapshots, size)).astype(np.float32) for size in (5, 33))
     found = pairwise_distances([births, deaths])
