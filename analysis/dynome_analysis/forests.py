@@ -129,7 +129,8 @@ class GrowingForest:
 
 def _heaviest_first(keys: NDArray[np.int32], ties: NDArray[np.int64] | None) -> NDArray[np.int64]:
     if ties is not None:
-        return np.lexsort((ties, -keys))
+        order: NDArray[np.int64] = np.lexsort((ties, -keys))
+        return order
     # One sort of integers instead of an indirect one; numpy sorts 64-bit integers by vector instructions.
     packed = (LARGEST - keys).astype(np.uint64) << np.uint64(32)
     packed |= np.arange(keys.size, dtype=np.uint64)

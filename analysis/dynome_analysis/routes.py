@@ -27,7 +27,14 @@ logger = logging.getLogger(__name__)
 Route = Literal["dense", "streaming"]
 # How much of the memory that is free one signature may take: the rest is for activations, results, others. [O]
 SHARE = 0.5
-CGROUP = Path("/sys/fs/cgroup")
+# Where the system tells nothing. [O]
+ASSUMED = 4 << 30
+MEMINFO = Path("/proc/meminfo")
+# Limit and use of this process's control group, of both versions, as a container sees them.
+GROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +139,16 @@ def dense_bytes(units: int, samples: int) -> int:
 def available_memory() -> int:
     """Return how many bytes this process may still take: free memory of the machine, or of its control group if less.
 
-    Where the system tells neither, 4 GiB are assumed. [O]
+    4 GiB where the system tells neither [O].
     """
-    found = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    with suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):
-        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((CGROUP / "memory.current").read_text(encoding="ascii")))
-    return max(0, min(found)) if found else 4 << 30
+    free = []
+    with suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    if not free:
+        with suppress(OSError, ValueError, AttributeError):
+            free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit, used in GROUP_FILES:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            free.append(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
+    return max(0, min(free)) if free else ASSUMED

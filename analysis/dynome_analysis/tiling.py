@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from dynome_analysis.forests import EdgeList, GrowingForest, spanning_forest
 from dynome_analysis.kernels.forests import tile_floors
-from dynome_analysis.kernels.tiles import permute_columns, scan_tile
+from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["reduce_tiles", "usable_cores"]
 
 # How many units all others are compared with beforehand, and how many times as many units there must be. [O]
-LANDMARKS = 256
-LANDMARKS_PAY = 4
+LANDMARKS = 128
+LANDMARKS_PAY = 8
+# Columns that are compared with the landmarks at once: 512 kB of products.
+SLICE = 1024
 # Vertices tried as root of a tile's floors. [O]
 ROOTS = 16
 # Edges that a thread keeps before it brings them to the forest: at least this, and this many per vertex. [O]
@@ -170,39 +172,36 @@ def _read_tiles(
 
 
 def _landmark_forest(sides: Sequence[NDArray[np.float32]], offsets: NDArray[np.int64]) -> EdgeList:
-    """Return a forest over all vertices with weights a little below the real ones, from a few columns of each side.
+    """Return a forest over nearly all vertices, with weights a little below the real ones.
 
-    Every unit is joined with the most strongly correlated of some evenly spaced landmarks (of the other side), and
-    these among each other. O(sample * unit * landmarks) time.
+    Every unit is joined with the most strongly correlated of some evenly spaced landmarks (of the other side, where
+    there are two), and these among each other. O(sample * unit * landmarks) time.
     """
-    nothing = np.empty(0, np.int32)
     if min(side.shape[1] for side in sides) < LANDMARKS_PAY * LANDMARKS:
+        nothing = np.empty(0, np.int32)
         return EdgeList(nothing, nothing, nothing)
     chosen = [np.linspace(0, side.shape[1] - 1, LANDMARKS).astype(np.int64) for side in sides]
-    landmarks = [np.ascontiguousarray(side[:, where].T) for side, where in zip(sides, chosen)]
-    # Two products of the same columns differ by at most the roundings of both sums (norms are 1).
-    margin = np.float32(2 * (sides[0].shape[0] + 2) * 2.0**-24)
-    parts = []
-    for index, (side, start) in enumerate(zip(sides, offsets[:-1])):
-        other = len(sides) - 1 - index
-        targets = offsets[other] + chosen[other]
-        for left in range(0, side.shape[1], TILE):
-            columns = side[:, left : left + TILE]
-            weights = np.abs(landmarks[other] @ columns)
-            here = start + left + np.arange(columns.shape[1])
-            if other == index:
-                weights[targets[:, None] == here] = 0
-            best = weights.argmax(axis=0)
-            parts.append((weights[best, np.arange(best.size)], targets[best], here))
-    weights = np.abs(landmarks[0] @ landmarks[-1].T)
-    first, second = np.meshgrid(offsets[0] + chosen[0], offsets[len(sides) - 1] + chosen[-1], indexing="ij")
-    different = first != second
-    parts.append((weights[different], first[different], second[different]))
-    values, first, second = (np.concatenate(column) for column in zip(*parts))
-    values = np.minimum(values, 1) - margin
-    useful = values > 0
-    edges = EdgeList(values[useful].view(np.int32), first[useful].astype(np.int32), second[useful].astype(np.int32))
+    landmarks = [np.ascontiguousarray(side[:, places].T) for side, places in zip(sides, chosen)]
+    among = np.abs(landmarks[0] @ landmarks[-1].T)
+    if len(sides) == 1:
+        among = np.triu(among, 1)  # what is 0 is left out below
+    parts = [
+        (among.ravel(), np.repeat(chosen[0], LANDMARKS), np.tile(offsets[-2] + chosen[-1], LANDMARKS)),
+    ]
+    for side, start, places, lines in zip(sides, offsets[:-1], chosen[::-1], landmarks[::-1]):
+        targets = places + (0 if len(sides) == 1 else offsets[1] - start)
+        for left in range(0, side.shape[1], SLICE):
+            product = lines @ side[:, left : left + SLICE]
+            here = start + left + np.arange(product.shape[1])
+            if len(sides) == 1:
+                inside = np.flatnonzero((places >= left) & (places < left + SLICE))
+                product[inside, places[inside] - left] = 0  # a landmark is not its own neighbour
+            rows, weights = np.empty(here.size, np.int32), np.empty(here.size, np.float32)
+            strongest_rows(product, rows, weights)
+            parts.append((weights, targets[rows], here))
+    weights, first, second = (np.concatenate(column) for column in zip(*parts))
+    # Another product of the same two columns, of norm 1, differs by no more than the roundings of both sums.
+    weights = np.minimum(weights, 1) - np.float32((sides[0].shape[0] + 2) * 2.0**-23)
+    useful = weights > 0
+    edges = EdgeList(weights[useful].view(np.int32), first[useful].astype(np.int32), second[useful].astype(np.int32))
     return spanning_forest(edges, int(offsets[-1]))
-
-
-TILE = 1024

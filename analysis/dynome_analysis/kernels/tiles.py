@@ -12,7 +12,7 @@ from .forests import ABSENT, edge_tie
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["permute_columns", "scan_tile"]
+__all__ = ["permute_columns", "scan_tile", "strongest_rows"]
 
 BLOCK = 64
 MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -133,3 +133,17 @@ def permute_columns(matrix: NDArray[np.float32], order: NDArray[np.int64], buffe
             buffer[j] = row[j]
         for j in range(order.shape[0]):
             row[j] = buffer[order[j]]
+
+
+@kernel
+def strongest_rows(product: NDArray[np.float32], rows: NDArray[np.int32], weights: NDArray[np.float32]) -> None:
+    """Write for every column of ``product`` the row of the largest magnitude, and that magnitude, both (column,)."""
+    rows[:] = 0
+    weights[:] = np.float32(0)
+    for i in range(product.shape[0]):
+        row = product[i]
+        for j in range(row.shape[0]):
+            weight = abs(row[j])
+            heavier = weight > weights[j]
+            weights[j] = weight if heavier else weights[j]
+            rows[j] = i if heavier else rows[j]
