@@ -10,7 +10,7 @@ import pytest
 import dynome_analysis.kernels
 from dynome_analysis.kernels.flags import KERNEL_FLAGS, kernel
 from dynome_analysis.kernels.multiset import subtract_sorted_multiset
-from dynome_analysis.kernels.symmetry import TILE, finish_absolute_correlation, is_symmetric
+from dynome_analysis.kernels.symmetry import TILE, finish_correlation, is_symmetric
 
 FOLDER = Path(dynome_analysis.kernels.__file__).parent
 
@@ -49,7 +49,7 @@ def test_a_multiset_that_is_not_contained_is_noticed_and_nothing_overruns() -> N
 def test_a_product_that_is_not_symmetric_becomes_so(units: int) -> None:
     product = np.random.default_rng(0).normal(size=(units, units)).astype(np.float32)
     upper = np.triu(np.minimum(np.abs(product), 1), 1)
-    finish_absolute_correlation(product, np.empty((TILE, TILE), np.float32))
+    finish_correlation(product, True, 0, units, np.empty((TILE, TILE), np.float32))
     np.testing.assert_array_equal(product, upper + upper.T)
 
 

@@ -14,38 +14,79 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TILE", "finish_absolute_correlation", "is_symmetric"]
+__all__ = ["TILE", "clip_rows", "finish_correlation", "is_symmetric"]
 
 TILE = 32
 
 
 @kernel
-def finish_absolute_correlation(product: NDArray[np.float32], buffer: NDArray[np.float32]) -> None:
-    """Turn a product of standardised columns (unit, unit) into |correlation|, in place: at most 1, diagonal 0.
+def clip_rows(product: NDArray[np.float32], absolute: bool) -> None:
+    """Bring every entry of ``product`` (unit, unit) into [-1, 1], in place; into [0, 1] if ``absolute``."""
+    for i in range(product.shape[0]):
+        row = product[i]
+        if absolute:
+            for j in range(row.size):
+                value = abs(row[j])
+                row[j] = value if value < 1.0 else 1.0
+        else:
+            for j in range(row.size):
+                value = row[j] if row[j] < 1.0 else 1.0
+                row[j] = value if value > -1.0 else -1.0
 
-    The upper triangle is the truth and is mirrored, because a matrix product need not be symmetric in its last bit and
-    births and deaths must come from the same weights. ``buffer`` is work space (``TILE``, ``TILE``).
+
+@kernel
+def finish_correlation(
+    product: NDArray[np.float32], absolute: bool, begin: int, end: int, buffer: NDArray[np.float32]
+) -> None:
+    """Turn rows of a product of columns (unit, unit) into correlations, in place: clipped, mirrored, diagonal 0.
+
+    The upper triangle is the truth and is mirrored: a symmetric product fills only one, and a general one need not be
+    symmetric in its last bit, while births and deaths must come from the same weights.
+
+    Parameters
+    ----------
+    product : float32, shape (unit, unit)
+        Below the diagonal it is only written.
+    absolute : bool
+        Take absolute values.
+    begin, end : int
+        Rows whose upper part is read, and columns that it is mirrored to; ``begin`` a multiple of ``TILE``, ``end``
+        too or the last row. Different ranges touch different entries.
+    buffer : float32, shape (TILE, TILE)
+        Work space.
     """
     n = product.shape[0]
-    for first in range(0, n, TILE):
-        first_end = min(first + TILE, n)
-        for second in range(first, n, TILE):
-            second_end = min(second + TILE, n)
-            for i in range(first, first_end):
-                row = product[i]
-                for j in range(second, second_end):
+    for first in range(begin, end, TILE):
+        first_end = min(first + TILE, end)
+        for i in range(first, first_end):
+            row = product[i, i:]
+            if absolute:
+                for j in range(row.size):
                     value = abs(row[j])
                     row[j] = value if value < 1.0 else 1.0
-            for i in range(first, first_end):
-                row = product[i]
-                for j in range(max(second, i + 1), second_end):
-                    buffer[j - second, i - first] = row[j]
-            for j in range(second, second_end):
-                row = product[j]
-                for i in range(first, min(first_end, j)):
-                    row[i] = buffer[j - second, i - first]
-    for i in range(n):
-        product[i, i] = 0.0
+            else:
+                for j in range(row.size):
+                    value = row[j] if row[j] < 1.0 else 1.0
+                    row[j] = value if value > -1.0 else -1.0
+            row[0] = 0.0
+        for i in range(first, first_end):
+            for j in range(first, i):
+                product[i, j] = product[j, i]
+        for second in range(first_end, n, TILE):
+            if first_end - first == TILE and second + TILE <= n:
+                # Bounds that the compiler knows let it keep whole vectors.
+                for i in range(TILE):
+                    row = product[first + i, second : second + TILE]
+                    for j in range(TILE):
+                        buffer[j, i] = row[j]
+                for j in range(TILE):
+                    row = product[second + j, first : first + TILE]
+                    for i in range(TILE):
+                        row[i] = buffer[j, i]
+            else:
+                for j in range(second, min(second + TILE, n)):
+                    for i in range(first, first_end):
+                        product[j, i] = product[i, j]
 
 
 @kernel
