@@ -41,7 +41,7 @@ def _sum(values: np.ndarray) -> int:
 @cache
 def limits(threads: int) -> Limits:
     """Measure both limits: 1 GiB summed, float32 matrices of 4096 multiplied; the best of seven runs each."""
-    values = np.ones(1 << 28, np.int32)
+    values = np.ones(1 << 27, np.int64)
     parts = np.array_split(values, threads)
     with ThreadPoolExecutor(threads) as pool:
         reading = [timed(lambda: list(pool.map(_sum, parts))) for _ in range(8)]
