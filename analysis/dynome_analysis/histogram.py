@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.kernels.histogram import add_to_histogram, compare_histograms
+from dynome_analysis.homology import births as births_of
+from dynome_analysis.homology import check_connectome
+from dynome_analysis.kernels.histogram import (
+    add_to_histogram,
+    add_upper_triangle_to_histogram,
+    compare_histograms,
+)
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BINS", "WeightHistogram", "check_bins", "histogram_distance"]
+__all__ = ["BINS", "WeightHistogram", "check_bins", "death_histogram", "histogram_distance"]
 
 # 512 kB of counts, and half a bin of 7.6e-6: about as far as two float32 products of the same activations differ. [O]
 BINS = 65536
@@ -146,6 +152,52 @@ class WeightHistogram:
         ranks = np.maximum(np.ceil(chosen * self.total), 1)
         found: NDArray[np.float32] = self.centres[np.searchsorted(np.cumsum(self.counts), ranks)]
         return found
+
+
+def death_histogram(
+    connectome: NDArray[np.floating[Any]],
+    *,
+    births: NDArray[np.float32] | None = None,
+    bins: int = BINS,
+    check: bool = True,
+) -> WeightHistogram:
+    """Return the deaths of a connectome counted in bins: all edges without the births.
+
+    Parameters
+    ----------
+    connectome : floating, shape (unit, unit)
+        As for `homology.births`, and no weight above 1.
+    births : float32, shape (unit - 1,), optional
+        Those of this connectome, where they are known already.
+    bins : int
+        A power of two.
+    check : bool
+        As for `homology.births`.
+
+    Returns
+    -------
+    WeightHistogram
+        ``1 + unit * (unit - 3) / 2`` weights; the l-th smallest death lies within ``bound`` of ``values()[l]``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not a square floating matrix, not symmetric, or bins that are no power of two.
+    InvalidDataError
+        A weight outside [0, 1], NaN or infinite, or births of another connectome.
+
+    Notes
+    -----
+    METHODS.md section 2. O(unit^2) time, 8 bytes per bin: no sort, and nothing that grows with the edges.
+    """
+    check_bins(bins)
+    weights = check_connectome(connectome, check=check)
+    born = births_of(weights, check=False) if births is None else births
+    if born.size and not born.max() <= 1:  # the heaviest edge is always a birth
+        raise InvalidDataError("a death histogram counts weights of [0, 1]; this connectome holds a heavier one")
+    counts = np.zeros(bins, np.int64)
+    add_upper_triangle_to_histogram(weights, counts)
+    return WeightHistogram(counts).subtract(born)
 
 
 def histogram_distance(first: WeightHistogram, second: WeightHistogram, *, order: float = 2.0) -> tuple[float, float]:

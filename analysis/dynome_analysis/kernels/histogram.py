@@ -17,8 +17,9 @@ __all__ = ["add_to_histogram", "add_upper_triangle_to_histogram", "compare_histo
 def add_to_histogram(values: NDArray[np.float32], counts: NDArray[np.int64]) -> None:
     """Add every entry of ``values``, of one or two dimensions, to ``counts`` (bin,).
 
-    Weight w goes to bin ``min(int(w * bins), bins - 1)``. With a power of two of bins the product is exact, so that no weight is counted beside its bin. What does not lie in
-    [0, 1], NaN included, is counted in the last bin and never written outside ``counts``.
+    Weight w goes to bin ``min(int(w * bins), bins - 1)``. With a power of two of bins the product is exact, so that no
+    weight is counted beside its bin. What does not lie in [0, 1], NaN included, is counted in the last bin and never
+    written outside ``counts``.
     """
     bins = counts.shape[0]
     if values.ndim == 1:
