@@ -1,0 +1,241 @@
+"""The filtration of a Rips complex, edge by edge: lunes, their components, what is born and what dies.
+
+The lune of an edge are the units that earlier edges join to both of its ends: one AND of two rows of bits.
+`dynome_analysis.loops` says why the outcome is exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .bits import lowest_bit
+from .flags import kernel
+from .rips_reduction import ALIVE, BORN, PENDING, TREE_EDGE, LoopState, add_path, reduce_column
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EXHAUSTED", "FINISHED", "FULL", "follow_edges"]
+
+EXHAUSTED, FULL, FINISHED = 0, 1, 2
+
+ZERO = np.uint64(0)
+ONE = np.uint64(1)
+
+
+@kernel
+def follow_edges(
+    edges: NDArray[np.uint64],
+    start: int,
+    state: LoopState,
+    bits: NDArray[np.int32],
+    flip: int,
+    bound: int,
+    patience: int,
+) -> tuple[int, int]:
+    """Add edges to the complex, with every simplex that they complete.
+
+    Parameters
+    ----------
+    edges : uint64, shape (edge,)
+        The next edges in ascending order, as `rips_edges.draw_edges` writes them.
+    start : int
+        The first one to add.
+    state : LoopState
+        Updated.
+    bits : int32, shape (unit, unit)
+        Bit patterns of lengths (``flip`` 0) or weights (``flip`` 2 ** 31 - 1), symmetric.
+    flip, bound : int
+        Keys are ``bits ^ flip``; edges with a key of ``bound`` or more do not belong to the filtration.
+    patience : int
+        Longest walk, see `rips_reduction.add_path`.
+
+    Returns
+    -------
+    status : int
+        ``EXHAUSTED``: go on with later edges. ``FULL``: an array of ``state`` is too short; go on with the same edge
+        once it has grown. ``FINISHED``: every class is dead, and none will be born.
+    place : int
+        The first edge that was not added.
+
+    Notes
+    -----
+    O(units / 64) word operations for most edges, O(units^2 / 64) for a lune that is sparse inside. No allocation.
+    """
+    adjacency = state.adjacency
+    counters = state.counters
+    words = adjacency.shape[1]
+    if counters[ALIVE] == 0 and _none_to_come(state, bits, flip, bound):
+        return FINISHED, start
+    for at in range(start, edges.size):
+        edge = int(np.int64(edges[at]))
+        key = edge >> 32
+        i = int(state.label[(edge >> 16) & 65535])
+        j = int(state.label[edge & 65535])
+        if j < i:
+            i, j = j, i
+        alive = counters[ALIVE]
+        first = adjacency[i]
+        second = adjacency[j]
+        w = 0
+        while w < words and first[w] & second[w] == ZERO:
+            w += 1
+        if w == words:
+            if counters[BORN] == state.born.size:
+                return FULL, at
+            _close(state, i, j, key)
+        else:
+            middle = (w << 6) + lowest_bit(first[w] & second[w])
+            state.path[i, j] = middle
+            if alive > 0 and not _fill(state, i, j, middle, key, bits, flip, patience):
+                return FULL, at
+        first[j >> 6] |= ONE << np.uint64(j & 63)
+        second[i >> 6] |= ONE << np.uint64(i & 63)
+        if counters[ALIVE] == 0:
+            p = state.label[counters[PENDING]]
+            q = state.label[counters[PENDING + 1]]
+            # The pair in question can only have changed by an edge at one of its units.
+            touches = (i - p) * (i - q) * (j - p) * (j - q) == 0
+            if (alive > 0 or touches) and _none_to_come(state, bits, flip, bound):
+                return FINISHED, at + 1
+    return EXHAUSTED, edges.size
+
+
+@kernel
+def _close(state: LoopState, i: int, j: int, key: int) -> None:
+    """Note an edge without a lune: it joins two components or closes a loop."""
+    first = _root(state.parent, i)
+    second = _root(state.parent, j)
+    if first != second:
+        state.parent[second] = first
+        state.path[i, j] = TREE_EDGE
+        return
+    number = state.counters[BORN]
+    state.born[number] = key
+    state.died[number] = -1
+    state.path[i, j] = -2 - number
+    state.counters[BORN] = number + 1
+    state.counters[ALIVE] += 1
+
+
+@kernel
+def _root(parent: NDArray[np.int32], unit: int) -> int:
+    while parent[unit] != unit:
+        parent[unit] = parent[parent[unit]]
+        unit = parent[unit]
+    return unit
+
+
+@kernel
+def _fill(
+    state: LoopState,
+    i: int,
+    j: int,
+    middle: int,
+    key: int,
+    bits: NDArray[np.int32],
+    flip: int,
+    patience: int,
+) -> bool:
+    """Kill what the components of the lune beyond that of ``middle`` fill. False if an array is full.
+
+    What is done before that stays true, so the edge may be repeated.
+    """
+    lune = state.lune
+    rest = state.rest
+    first = state.adjacency[i]
+    second = state.adjacency[j]
+    third = state.adjacency[middle]
+    words = lune.size
+    left = ZERO
+    for w in range(words):
+        common = first[w] & second[w]
+        outside = common & ~third[w]
+        lune[w] = common & third[w]
+        rest[w] = outside
+        left |= outside
+    if left == ZERO:
+        return True
+    # A unit beyond reach of the middle is taken out, with all that hangs on it, if it touches what is in reach. One
+    # that does not may be taken out later with another.
+    for w in range(words):
+        word = rest[w]
+        while word != ZERO:
+            unit = (w << 6) + lowest_bit(word)
+            word &= word - ONE
+            if _meet(state.adjacency[unit], lune):
+                _take_component(unit, rest, state.adjacency, state.stack)
+                word &= rest[w]
+    for w in range(words):
+        while rest[w] != ZERO:
+            unit = (w << 6) + lowest_bit(rest[w])
+            _take_component(unit, rest, state.adjacency, state.stack)
+            # The loop i, middle, j, unit.
+            if not (
+                add_path(state, i, middle, bits, flip, patience)
+                and add_path(state, middle, j, bits, flip, patience)
+                and add_path(state, j, unit, bits, flip, patience)
+                and add_path(state, unit, i, bits, flip, patience)
+            ):
+                state.column[:] = ZERO
+                return False
+            if not reduce_column(state, key):
+                return False
+    return True
+
+
+@kernel
+def _take_component(
+    unit: int, rest: NDArray[np.uint64], adjacency: NDArray[np.uint64], stack: NDArray[np.int32]
+) -> None:
+    """Take ``unit`` and all that is connected with it inside ``rest`` out of ``rest``."""
+    rest[unit >> 6] &= ~(ONE << np.uint64(unit & 63))
+    stack[0] = unit
+    depth = 1
+    while depth > 0:
+        depth -= 1
+        row = adjacency[stack[depth]]
+        for w in range(rest.size):
+            found = rest[w] & row[w]
+            if found != ZERO:
+                rest[w] ^= found
+                while found != ZERO:
+                    stack[depth] = (w << 6) + lowest_bit(found)
+                    depth += 1
+                    found &= found - ONE
+
+
+@kernel
+def _meet(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:
+    """Say whether two sets of units have one in common."""
+    for w in range(first.size):  # noqa: SIM110 - numba compiles no any() of a generator
+        if first[w] & second[w] != ZERO:
+            return True
+    return False
+
+
+@kernel
+def _none_to_come(state: LoopState, bits: NDArray[np.int32], flip: int, bound: int) -> bool:
+    """Say whether no class can be born any more: every two units are joined, have a lune, or are too far apart.
+
+    What two units fulfil once they fulfil for ever, so one walk over all pairs serves the whole filtration; it stops
+    at a pair that does not, and goes on from there.
+    """
+    n = bits.shape[0]
+    i = state.counters[PENDING]
+    j = state.counters[PENDING + 1]
+    while i < n - 1:
+        row = state.adjacency[state.label[i]]
+        while j < n:
+            if (bits[i, j] ^ flip) < bound and not _meet(row, state.adjacency[state.label[j]]):
+                state.counters[PENDING] = i
+                state.counters[PENDING + 1] = j
+                return False
+            j += 1
+        i += 1
+        j = i + 1
+    state.counters[PENDING] = n - 1
+    state.counters[PENDING + 1] = n - 1
+    return True
