@@ -19,7 +19,7 @@ from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BINS", "WeightHistogram", "check_bins", "death_histogram", "histogram_distance"]
+__all__ = ["BINS", "WeightHistogram", "bin_centres", "check_bins", "death_histogram", "histogram_distance"]
 
 # 512 kB of counts, and half a bin of 7.6e-6: about as far as two float32 products of the same activations differ. [O]
 BINS = 65536
@@ -95,7 +95,7 @@ class WeightHistogram:
     @property
     def centres(self) -> NDArray[np.float32]:
         """Centres of the bins, float32 (bin,), exact."""
-        return ((np.arange(self.bins) + 0.5) / self.bins).astype(np.float32)
+        return bin_centres(self.bins)
 
     def __add__(self, other: WeightHistogram) -> WeightHistogram:
         """Return the histogram of the weights of both; `InvalidArgumentError` unless they have the same bins."""
@@ -246,6 +246,12 @@ def histogram_distance(first: WeightHistogram, second: WeightHistogram, *, order
         powers = compare_histograms(first.counts, second.counts, float(order), largest)[0]
         largest *= powers ** (1 / order)
     return float(largest), float(bound * total ** (1 / order)) if total else 0.0
+
+
+def bin_centres(bins: int) -> NDArray[np.float32]:
+    """Return the centres of ``bins`` bins of [0, 1], float32 (bin,), exact; `InvalidArgumentError` as `check_bins`."""
+    check_bins(bins)
+    return ((np.arange(bins) + 0.5) / bins).astype(np.float32)
 
 
 def check_bins(bins: Any) -> None:
