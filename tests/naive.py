@@ -11,21 +11,90 @@ Matrix = Sequence[Sequence[float]]
 
 def absolute_correlation(activations: Matrix) -> tuple[list[list[float]], list[bool]]:
     """|Pearson correlation| of every two columns, diagonal 0; columns whose values are all equal have no edges."""
-    columns = [[float(value) for value in column] for column in zip(*activations, strict=True)]
-    centred, dead = [], []
-    for column in columns:
-        mean = math.fsum(column) / len(column)
-        centred.append([value - mean for value in column])
-        dead.append(all(value == column[0] for value in column))
+    signed, dead = correlation(activations)
+    return [[abs(value) for value in row] for row in signed], dead
+
+
+def correlation(activations: Matrix) -> tuple[list[list[float]], list[bool]]:
+    """Pearson correlation, diagonal 0, and which columns hold one value only."""
+    columns = _columns(activations)
+    means = [math.fsum(column) / len(column) for column in columns]
+    dead = [all(value == column[0] for value in column) for column in columns]
+    return _angles([[v - mean for v in column] for column, mean in zip(columns, means, strict=True)], dead), dead
+
+
+def cosine(activations: Matrix) -> tuple[list[list[float]], list[bool]]:
+    """Cosine of every two columns, diagonal 0, and which columns are 0."""
+    columns = _columns(activations)
+    dead = [not any(column) for column in columns]
+    return _angles(columns, dead), dead
+
+
+def spearman(activations: Matrix) -> tuple[list[list[float]], list[bool]]:
+    """Correlation of ranks; a rank is one more than the smaller values, and half of the other equal ones."""
+    ranks = [
+        [1 + sum(w < v for w in column) + (sum(w == v for w in column) - 1) / 2 for v in column]
+        for column in _columns(activations)
+    ]
+    return correlation(list(zip(*ranks, strict=True)))
+
+
+def partial_correlation(activations: Matrix, *, least: float) -> tuple[list[list[float]], list[bool]]:
+    """Ledoit and Wolf's estimate on columns of variance 1, with an intensity of at least `least`, inverted."""
+    _, dead = correlation(activations)
+    alive = [u for u, is_dead in enumerate(dead) if not is_dead]
+    units, samples = len(alive), len(activations)
+    result = [[0.0] * len(dead) for _ in dead]
+    if units == 0:
+        return result, dead
+    columns = []
+    for column in (_columns(activations)[u] for u in alive):
+        mean = math.fsum(column) / samples
+        deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in column) / samples)
+        columns.append([(v - mean) / deviation for v in column])
+    rows = list(zip(*columns, strict=True))
+    matrix = [[math.fsum(a * b for a, b in zip(x, y, strict=True)) / samples for y in columns] for x in columns]
+    pairs = list(itertools.product(range(units), repeat=2))
+    distance = math.fsum((matrix[i][j] - (i == j)) ** 2 for i, j in pairs) / units
+    error = math.fsum((row[i] * row[j] - matrix[i][j]) ** 2 for row in rows for i, j in pairs) / units / samples**2
+    intensity = min(error / distance, 1.0) if distance > 1e-12 else 0.0
+    intensity = max(intensity, least)
+    shrunk = [[(1 - intensity) * matrix[i][j] + intensity * (i == j) for j in range(units)] for i in range(units)]
+    precision = _inverse(shrunk)
+    for i, j in pairs:
+        if i != j:
+            result[alive[i]][alive[j]] = -precision[i][j] / math.sqrt(precision[i][i] * precision[j][j])
+    return result, dead
+
+
+def _columns(activations: Matrix) -> list[list[float]]:
+    return [[float(value) for value in column] for column in zip(*activations, strict=True)]
+
+
+def _angles(columns: Matrix, dead: Sequence[bool]) -> list[list[float]]:
     units = len(columns)
-    connectome = [[0.0] * units for _ in range(units)]
+    sizes = [math.sqrt(math.fsum(value * value for value in column)) for column in columns]
+    result = [[0.0] * units for _ in range(units)]
     for i in range(units):
         for j in range(units):
             if i != j and not dead[i] and not dead[j]:
-                covariance = math.fsum(a * b for a, b in zip(centred[i], centred[j], strict=True))
-                size = math.sqrt(math.fsum(a * a for a in centred[i])) * math.sqrt(math.fsum(b * b for b in centred[j]))
-                connectome[i][j] = min(abs(covariance) / size, 1.0)
-    return connectome, dead
+                together = math.fsum(a * b for a, b in zip(columns[i], columns[j], strict=True))
+                result[i][j] = max(-1.0, min(together / sizes[i] / sizes[j], 1.0))
+    return result
+
+
+def _inverse(matrix: Matrix) -> list[list[float]]:
+    size = len(matrix)
+    work = [[*row, *(float(i == j) for j in range(size))] for i, row in enumerate(matrix)]
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda row: abs(work[row][i]))
+        work[i], work[pivot] = work[pivot], work[i]
+        work[i] = [value / work[i][i] for value in work[i]]
+        for j in range(size):
+            if j != i:
+                factor = work[j][i]
+                work[j] = [a - factor * b for a, b in zip(work[j], work[i], strict=True)]
+    return [row[size:] for row in work]
 
 
 def births_and_deaths(connectome: Matrix) -> tuple[list[float], list[float]]:

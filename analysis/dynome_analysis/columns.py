@@ -181,7 +181,8 @@ def _ordered_keys(block: NDArray[np.floating[Any]]) -> NDArray[np.unsignedintege
     lowest = np.iinfo(signed.dtype).min
     # Positive floats order as their bits do; negative ones the other way round.
     signed ^= (signed >> (8 * signed.itemsize - 1)) | lowest
-    return signed.view(np.uint32 if turned.itemsize == 4 else np.uint64)
+    keys: NDArray[np.unsignedinteger[Any]] = signed.view(np.uint32 if turned.itemsize == 4 else np.uint64)
+    return keys
 
 
 def _magnitudes(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

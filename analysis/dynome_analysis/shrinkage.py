@@ -1,4 +1,4 @@
-"""Partial correlation of more units than samples can tell apart: a shrunk correlation matrix, inverted. Numbers only."""
+"""Partial correlation of many units over few samples: a shrunk correlation matrix, inverted. Numbers only."""
 
 from __future__ import annotations
 

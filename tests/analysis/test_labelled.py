@@ -48,6 +48,10 @@ def test_connectomes_are_lazy_and_equal_the_numbers(recording: dya.Recording, ma
     assert json.loads(signature.attrs["parameters"])["connectomes"] == {
         "measure": "pearson",
         "sites": ["hidden1", "hidden2"],
+        "signed": False,
+        "edges": "all",
+        "units": None,
+        "seed": 0,
     }
     assert signature.attrs["recording"] == recording.id
     assert json.loads(signature.attrs["versions"])["numpy"] == np.__version__
@@ -190,8 +194,8 @@ def test_what_a_metric_cannot_read_is_said(recording: dya.Recording) -> None:
         dya.distance_matrix(dya.graph_homology(connectomes), metric="wasserstein")
     with pytest.raises(InvalidArgumentError, match="metric must be one of top, births"):
         dya.reconfiguration(connectomes, metric="cosine")  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="measure must be one of pearson; got 'cosine'"):
-        dya.connectomes(recording, measure="cosine")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="measure must be one of pearson, spearman, cosine, partial; got 'tau'"):
+        dya.connectomes(recording, measure="tau")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match=r"connectomes must be a DataArray \(snapshot, unit, unit_\)"):
         dya.graph_homology(recording.activations())
     with pytest.raises(InvalidArgumentError, match="got Dataset"):

@@ -59,16 +59,15 @@ def average_ranks(
             shift = np.uint64(8 * digit)
             if count[np.int64((np.uint64(source[0]) >> shift) & np.uint64(255))] == samples:
                 continue
-            start = 0
-            for value in range(256):
-                here = count[value]
-                count[value] = start
-                start += here
+            end = samples
+            for value in range(255, -1, -1):
+                end -= count[value]
+                count[value] = end
             for s in range(samples):
                 key = source[s]
-                value = np.int64((np.uint64(key) >> shift) & np.uint64(255))
-                place = count[value]
-                count[value] = place + 1
+                digit_value = np.int64((np.uint64(key) >> shift) & np.uint64(255))
+                place = count[digit_value]
+                count[digit_value] = place + 1
                 target[place] = key
                 after[place] = before[s]
             source, target = target, source

@@ -44,7 +44,7 @@ def column_magnitudes(
 def standardise_columns(
     activations: NDArray[np.floating[Any]],
     scale: NDArray[np.float64],
-    centre: bool,
+    centre: bool,  # noqa: FBT001  # kernels are called by position
     tolerance: float,
     work: NDArray[np.float64],
     out: NDArray[np.floating[Any]],

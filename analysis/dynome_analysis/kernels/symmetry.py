@@ -20,7 +20,7 @@ TILE = 32
 
 
 @kernel
-def clip_rows(product: NDArray[np.float32], absolute: bool) -> None:
+def clip_rows(product: NDArray[np.float32], absolute: bool) -> None:  # noqa: FBT001  # kernels are called by position
     """Bring every entry of ``product`` (unit, unit) into [-1, 1], in place; into [0, 1] if ``absolute``."""
     for i in range(product.shape[0]):
         row = product[i]
@@ -36,7 +36,11 @@ def clip_rows(product: NDArray[np.float32], absolute: bool) -> None:
 
 @kernel
 def finish_correlation(
-    product: NDArray[np.float32], absolute: bool, begin: int, end: int, buffer: NDArray[np.float32]
+    product: NDArray[np.float32],
+    absolute: bool,  # noqa: FBT001  # kernels are called by position
+    begin: int,
+    end: int,
+    buffer: NDArray[np.float32],
 ) -> None:
     """Turn rows of a product of columns (unit, unit) into correlations, in place: clipped, mirrored, diagonal 0.
 
