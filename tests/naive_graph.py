@@ -42,6 +42,59 @@ def chain_edges(weights: Sequence[np.ndarray], kinds: Sequence[str], groups: Seq
     return total, edges
 
 
+def convolution_edges(
+    weight: np.ndarray,
+    space: Sequence[int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> tuple[list[int], list[Edge]]:
+    """Unrolled convolution: one edge per multiplication of an output pixel with a real pixel.
+
+    Vertices: input channels pixel by pixel, then output channels pixel by pixel. Returns the output's space and edges.
+    """
+    outputs, share_in, *kernel = weight.shape
+    inputs, share_out = share_in * groups, outputs // groups
+    result = [
+        (side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in zip(space, kernel, stride, padding, dilation)
+    ]
+    pixels = {pixel: number for number, pixel in enumerate(itertools.product(*map(range, space)))}
+    written = {pixel: number for number, pixel in enumerate(itertools.product(*map(range, result)))}
+    first_output = inputs * len(pixels)
+    edges: list[Edge] = []
+    for i in range(outputs):
+        for place, number in written.items():
+            for j in range(share_in):
+                for offset in itertools.product(*map(range, kernel)):
+                    at = tuple(o * s - p + t * d for o, t, s, p, d in zip(place, offset, stride, padding, dilation))
+                    if at in pixels:
+                        channel = (i // share_out) * share_in + j
+                        ends = channel * len(pixels) + pixels[at], first_output + i * len(written) + number
+                        edges.append((*ends, abs(float(weight[(i, j, *offset)]))))
+    return result, edges
+
+
+def pooling_edges(
+    channels: int, space: Sequence[int], result: Sequence[int], windows: Sequence[Sequence[Sequence[int]]]
+) -> list[Edge]:
+    """Unrolled pooling: each pooled pixel with every real pixel it covers.
+
+    ``windows`` holds, per axis and output, the positions covered, real or not; an edge weighs 1 / (product of sizes).
+    """
+    pixels = {pixel: number for number, pixel in enumerate(itertools.product(*map(range, space)))}
+    edges: list[Edge] = []
+    for channel in range(channels):
+        for number, place in enumerate(itertools.product(*map(range, result))):
+            covered = [axis[o] for axis, o in zip(windows, place, strict=True)]
+            for at in itertools.product(*covered):
+                if at in pixels:
+                    ends = channel * len(pixels) + pixels[at], (channels * len(pixels)) + channel * math.prod(result)
+                    edges.append((ends[0], ends[1] + number, 1 / math.prod(map(len, covered))))
+    return edges
+
+
 def degrees(n: int, edges: Sequence[Edge]) -> list[float]:
     terms: list[list[float]] = [[] for _ in range(n)]
     for first, second, weight in edges:

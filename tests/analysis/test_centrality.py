@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynome_analysis.graphs import centrality as module
 from dynome_analysis.graphs.centrality import RESIDUAL, eigenvector_centrality
 from dynome_analysis.graphs.layered import LayeredGraph, rolled_graph
 from dynome_analysis.graphs.structure import rolled_structure
-from dynome_analysis.graphs import centrality as module
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 

@@ -1,8 +1,6 @@
 """Weights on the rolled graph: dense blocks between vertex groups, and the adjacency matrix as an operator.
 
-The matrix of n vertices is never built: it is zero but for one block per connection and the block's transpose. An
-unrolled graph (one vertex per pixel) has far more edges than weights; it will be another class with the same five
-members that `centrality.WeightedGraph` asks for.
+The matrix of n vertices is never built: it is zero but for one block per connection and the block's transpose.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from dynome_analysis.graphs.structure import Connection, LayeredStructure
 
-__all__ = ["LayeredGraph", "rolled_graph"]
+__all__ = ["LayeredGraph", "check_finite", "recorded_weight", "rolled_graph"]
 
 
 @dataclass(frozen=True)
@@ -136,18 +134,11 @@ def _block(link: Connection, weights: Mapping[str, NDArray[np.floating[Any]]]) -
     """Return the edges of one layer: the norm over all weights that one edge stands for."""
     if link.parameter is None:
         return np.full(link.shape, link.identity_weight)
-    if link.parameter not in weights:
-        raise InvalidDataError(
-            f"weight {link.parameter!r} of layer {link.layer!r} was not recorded; record with weights=every(epochs=1)"
-        )
-    weight = np.asarray(weights[link.parameter], dtype=np.float64)
+    weight = recorded_weight(weights, parameter=link.parameter, layer=link.layer)
     partitions, targets, sources = link.shape
     rows = weight.reshape(len(weight), -1) if weight.ndim else weight.reshape(0, 0)
     if rows.shape[0] != partitions * targets or rows.shape[1] % (sources * link.pixels):
-        raise InvalidDataError(
-            f"weight {link.parameter!r} of layer {link.layer!r} has shape {weight.shape}, which its layer"
-            " graph does not allow"
-        )
+        raise _wrong_shape(link.parameter, link.layer, weight.shape)
     if link.channel_axis == "first":
         slices = rows.reshape(partitions, targets, sources, -1)
     else:
@@ -156,8 +147,43 @@ def _block(link: Connection, weights: Mapping[str, NDArray[np.floating[Any]]]) -
     block: NDArray[np.float64] = (
         np.abs(slices[..., 0]) if slices.shape[3] == 1 else np.sqrt(np.einsum("ptsk,ptsk->pts", slices, slices))
     )
-    if not np.isfinite(block).all():
-        raise InvalidDataError(
-            f"weight {link.parameter!r} of layer {link.layer!r} holds NaN or infinity: the training has diverged"
-        )
+    check_finite(block, parameter=link.parameter, layer=link.layer)
     return block
+
+
+def recorded_weight(
+    weights: Mapping[str, NDArray[np.floating[Any]]],
+    *,
+    parameter: str,
+    layer: str,
+    shape: tuple[int, ...] | None = None,
+) -> NDArray[np.float64]:
+    """Return one weight in float64, or say what is wrong with it.
+
+    Raises
+    ------
+    InvalidDataError
+        Not recorded, or of another shape than ``shape``.
+    """
+    if parameter not in weights:
+        raise InvalidDataError(
+            f"weight {parameter!r} of layer {layer!r} was not recorded; record with weights=every(epochs=1)"
+        )
+    weight = np.asarray(weights[parameter], dtype=np.float64)
+    if shape is not None and weight.shape != shape:
+        raise _wrong_shape(parameter, layer, weight.shape)
+    return weight
+
+
+def check_finite(values: NDArray[np.float64], *, parameter: str, layer: str) -> None:
+    """Refuse edges of a weight that holds NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise InvalidDataError(
+            f"weight {parameter!r} of layer {layer!r} holds NaN or infinity: the training has diverged"
+        )
+
+
+def _wrong_shape(parameter: str, layer: str, shape: tuple[int, ...]) -> InvalidDataError:
+    return InvalidDataError(
+        f"weight {parameter!r} of layer {layer!r} has shape {shape}, which its layer graph does not allow"
+    )

@@ -12,22 +12,15 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynome_analysis.graphs.vertices import VertexForest, VertexGroup
+from dynome_analysis.graphs.walk import CONVOLUTIONS, MODEL_INPUT, LayerWalk, layer_name
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from dynome_analysis.graphs.vertices import VertexGroup
 
 __all__ = ["Connection", "LayeredStructure", "rolled_structure"]
-
-MODEL_INPUT = -1
-CONVOLUTIONS = frozenset({"Conv1d", "Conv2d", "Conv3d"})
-LINEAR = frozenset({"Linear", "NonDynamicallyQuantizableLinear"})
-# Their parameters scale and shift single channels, so they are no edges; the paper leaves batch norm out.
-NORMALISATIONS = frozenset(
-    {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"}
-    | {"InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "PReLU"}
-)
 
 Axis = Literal["first", "last"]
 
@@ -120,13 +113,7 @@ def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None 
     Pooling by a function between a convolution and a flatten is allowed for, so two poolings that a function
     concatenates are taken for one [O]. Cost: O(layers^2), no weights read.
     """
-    layers: list[dict[str, Any]] = list(model.get("layers") or ())
-    if not layers:
-        raise InvalidDataError(
-            "model: the recording holds no layer graph, so there is no weight graph; record with Recorder, not with the"
-            " bare writer"
-        )
-    return _Builder(layers, model.get("parameters") or (), identity_weight).build()
+    return _Builder(model, identity_weight).build()
 
 
 @dataclass(frozen=True)
@@ -143,28 +130,16 @@ class _Signal:
     joined: bool = False
 
 
-class _Builder:
+class _Builder(LayerWalk):
     """One walk over the layers in call order."""
 
-    def __init__(
-        self,
-        layers: Sequence[Mapping[str, Any]],
-        parameters: Iterable[Mapping[str, Any]],
-        identity_weight: float | None,
-    ) -> None:
-        self.layers = layers
-        listed = {entry["name"]: entry for entry in parameters}
-        self.first_name = {name: entry.get("alias_of") or name for name, entry in listed.items()}
-        self.shapes = {name: tuple(entry["shape"]) for name, entry in listed.items()}
+    def __init__(self, model: Mapping[str, Any], identity_weight: float | None) -> None:
+        super().__init__(model)
         self.identity_weight = identity_weight
-        self.vertices = VertexForest()
         self.signals: dict[int, _Signal] = {}
         self.connections: list[Connection] = []
 
     def build(self) -> LayeredStructure:
-        for layer in self.layers:
-            self.check_kind(layer)
-        self.check_every_matrix_has_a_layer()
         size, axis = self.describe_input()
         self.signals[MODEL_INPUT] = _Signal(self.vertices.add("input", size), None, axis)
         for layer in self.layers:
@@ -175,35 +150,7 @@ class _Builder:
                 self.signals[layer["index"]] = self.follow(signal, layer["output_shape"], layer)
         return self.finish()
 
-    # What each layer is
-
-    @staticmethod
-    def is_weighted(layer: Mapping[str, Any]) -> bool:
-        return layer["type"] in CONVOLUTIONS | LINEAR
-
-    def check_kind(self, layer: Mapping[str, Any]) -> None:
-        if layer["parameters"] and not self.is_weighted(layer) and layer["type"] not in NORMALISATIONS:
-            raise InvalidDataError(
-                f"layer {_name(layer)!r} is a {layer['type']} with weights, which the rolled graph has no rule for;"
-                " it knows Linear, Conv1d, Conv2d, Conv3d and normalisations"
-            )
-
-    def check_every_matrix_has_a_layer(self) -> None:
-        used = {self.first_name.get(name, name) for layer in self.layers for name in layer["parameters"].values()}
-        for name, shape in self.shapes.items():
-            if len(shape) >= 2 and self.first_name[name] not in used:
-                raise InvalidDataError(
-                    f"parameter {name!r} belongs to no layer that the model calls, so its edges are unknown;"
-                    " weights must be used through modules (nn.Linear, nn.Conv2d), not through functions"
-                )
-
-    def weight_shape(self, layer: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
-        name = self.first_name.get(layer["parameters"].get("weight", ""), "")
-        if name not in self.shapes:
-            raise InvalidDataError(
-                f"layer {_name(layer)!r} has no plain parameter 'weight'; remove its parametrization to record it"
-            )
-        return name, self.shapes[name]
+    # What flows into it
 
     def describe_input(self) -> tuple[int, Axis]:
         """Return the number of channels where a convolution reads the input, else of features, and their axis."""
@@ -225,25 +172,12 @@ class _Builder:
             )
         return features, "last"
 
-    # What flows into it
-
     def incoming(self, layer: Mapping[str, Any]) -> _Signal:
         """Join what reaches a layer: parallel branches share vertices; an addend from upstream is a shortcut."""
-        unknown = [source for source in layer["sources"] if source not in self.signals]
-        if unknown or not layer["sources"]:
-            raise InvalidDataError(f"layer {_name(layer)!r}: the recording does not say which layers' outputs reach it")
-        signals = [self.signals[source] for source in layer["sources"]]
-        groups = sorted({self.vertices.find(signal.group) for signal in signals})
-        if len({self.vertices.sizes[group] for group in groups}) > 1:
-            parts = ", ".join(f"{self.vertices.names[group]} ({self.vertices.sizes[group]})" for group in groups)
-            raise InvalidDataError(
-                f"layer {_name(layer)!r} reads {parts} together: only sums of equal numbers of channels can be"
-                " followed, not concatenations"
-            )
-        shortcuts = {group for other in groups for group in self.vertices.upstream(other)}.intersection(groups)
-        head = self.vertices.merge([group for group in groups if group not in shortcuts])
-        for group in sorted(shortcuts, reverse=True):
-            if self.vertices.bypass(group, head) and self.identity_weight is not None:
+        signals = [self.signals[source] for source in self.sources(layer, self.signals)]
+        head, shortcuts = self.join(layer, [signal.group for signal in signals])
+        for group in shortcuts:
+            if self.identity_weight is not None:
                 name, shape = self.vertices.names[head], (self.vertices.sizes[head], 1, 1)
                 self.connections.append(
                     Connection(name, None, group, head, shape, identity_weight=self.identity_weight)
@@ -273,8 +207,9 @@ class _Builder:
             axis = signal.axis if ends[signal.axis] == channels else other
             return replace(signal, pixels=values // channels, axis=axis)
         raise InvalidDataError(
-            f"layer {_name(layer)!r}: the {channels} channels of {self.vertices.names[signal.group]} cannot be followed"
-            f" into a tensor of shape {tuple(shape)}; concatenations and reshapes that mix channels have no rule"
+            f"layer {layer_name(layer)!r}: the {channels} channels of {self.vertices.names[signal.group]} cannot be"
+            f" followed into a tensor of shape {tuple(shape)}; concatenations and reshapes that mix channels have no"
+            " rule"
         )
 
     # Edges
@@ -298,13 +233,13 @@ class _Builder:
             fits = channels == shape[1] and signal.axis == "last"
         if not fits:
             raise InvalidDataError(
-                f"layer {_name(layer)!r}: its weight of shape {shape} does not fit the {channels} channels of"
+                f"layer {layer_name(layer)!r}: its weight of shape {shape} does not fit the {channels} channels of"
                 f" {self.vertices.names[signal.group]}, which reach it as {read}"
             )
         source = signal.group
-        target = self.vertices.add(_name(layer), shape[0], parents=[source])
+        target = self.vertices.add(layer_name(layer), shape[0], parents=[source])
         block = (partitions, shape[0] // partitions, channels // partitions)
-        self.connections.append(Connection(_name(layer), parameter, source, target, block, pixels, axis))
+        self.connections.append(Connection(layer_name(layer), parameter, source, target, block, pixels, axis))
         output = layer["output_shape"] or (shape[0],)
         axis = "first" if layer["type"] in CONVOLUTIONS or len(output) == 1 else "last"
         self.signals[layer["index"]] = _Signal(target, prod(output) // shape[0], axis)
@@ -318,9 +253,3 @@ class _Builder:
             for link in self.connections
         )
         return LayeredStructure(groups, connections)
-
-
-def _name(layer: Mapping[str, Any]) -> str:
-    """Return the layer's name, like a site's: module path, ``@call`` from the second call on."""
-    call = int(layer.get("call", 0))
-    return f"{layer['module']}@{call}" if call else str(layer["module"])
