@@ -7,18 +7,26 @@ so close together that ``|x|^2 + |y|^2 - 2 x.y`` cancels. Distances between diag
 
 from __future__ import annotations
 
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.histogram import WeightHistogram
-from dynome_analysis.kernels.differences import LANES, merge_quantiles, pair_powers, sum_powers
+from dynome_analysis.histogram import WeightHistogram, histogram_distance
+from dynome_analysis.kernels.differences import LANES, pair_powers, sum_powers
 from dynome_analysis.matching import diagram_distance
+from dynome_analysis.quantiles import (
+    as_measure,
+    check_order,
+    flatten,
+    merged_powers,
+    quantile_distance,
+    quantile_embedding,
+    root_of_powers,
+)
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -26,16 +34,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Vector: TypeAlias = NDArray[np.floating[Any]]
-    Measure: TypeAlias = Vector | WeightHistogram
+    from dynome_analysis.quantiles import Measure, Vector
 
-__all__ = ["diagram_distance", "pairwise_distances", "quantile_distance", "quantile_embedding", "sorted_distance"]
+__all__ = [
+    "diagram_distance",
+    "pairwise_distances",
+    "quantile_distance",
+    "quantile_embedding",
+    "signature_distance",
+    "sorted_distance",
+]
 
 # Columns that are compared at a time: a block of 64 rows in float64 is 1 MB and stays in the second-level cache.
 WIDTH = 16 * LANES
 # Columns per task. Fixed, so that sums do not depend on the number of threads.
 SEGMENT = 1 << 16
-NO_COUNTS = np.empty(0, np.int64)
 
 
 def sorted_distance(first: Sequence[Vector], second: Sequence[Vector], *, order: float = 2.0) -> float:
@@ -73,7 +86,7 @@ def sorted_distance(first: Sequence[Vector], second: Sequence[Vector], *, order:
     O(values) time, one pass for orders 1, 2 and inf, two for others; 2 kB beyond the inputs where they are contiguous
     float32 or float64.
     """
-    kind = _check_order(order)
+    kind = check_order(order)
     parts = []
     for left, right in zip(first, second, strict=True):
         if left.shape != right.shape:
@@ -81,103 +94,56 @@ def sorted_distance(first: Sequence[Vector], second: Sequence[Vector], *, order:
                 f"graphs of different size have no distance entry by entry: shapes {left.shape} and {right.shape}; "
                 "choose sites with as many units in both, or compare them by quantile_distance"
             )
-        parts.append((_flat(left), _flat(right)))
+        parts.append((flatten(left), flatten(right)))
     lanes, doubts = np.empty(LANES), np.empty(LANES)
 
     def powers(kind: int, scale: float) -> list[float]:
         return [sum_powers(left, right, kind, order, scale, lanes, doubts) for left, right in parts]
 
-    return _root(powers, kind, order)
+    return root_of_powers(powers, kind, order)
 
 
-def quantile_distance(first: Sequence[Measure], second: Sequence[Measure], *, order: float = 2.0) -> float:
-    """Return the Wasserstein distance between normalised empirical measures, of graphs of any sizes.
-
-    With ``F^-1`` and ``G^-1`` the quantile functions of two vectors of N and M values, each of weight 1/N and 1/M,
-
-        ( int_0^1 |F^-1(z) - G^-1(z)|^p dz )^(1/p),     the largest difference for p = inf
-
-    and the p-th powers (for inf: the maximum) of several parts together. Exact: both functions are constant between the
-    steps i/N and j/M, whose common refinement is walked once, with integer weights. For N = M it is
-    ``sorted_distance / N^(1/p)`` for a single part. Births and deaths are each normalised on their own. [O: what to
-    do with different sizes besides `quantile_embedding` [G]; this way nothing is resampled]
+def signature_distance(
+    first: Sequence[Measure], second: Sequence[Measure], *, order: float = 2.0
+) -> tuple[float, float]:
+    """Return `sorted_distance` of parts that may be histograms, and how far the one of the weights may be from it.
 
     Parameters
     ----------
-    first, second : sequence of floating arrays (value,) or WeightHistogram
-        As many on both sides; each ascends and holds at least one value. A histogram stands for its bin centres, so
-        the result lies within ``(first.bound + second.bound)`` of that of the weights.
+    first, second : sequence of floating arrays or WeightHistogram
+        As many on both sides, e.g. births and a histogram of deaths; alike in kind and number of weights.
     order : float
         At least 1; may be infinite.
 
     Returns
     -------
-    float
+    distance, bound : float
+        The distance between the weights lies within ``bound`` of ``distance``: 0 without histograms. Weights that
+        move by a vector e of the same norm change a distance by at most its length, so the bounds of the parts
+        (`dynome_analysis.histogram.histogram_distance`) add like the distances do.
 
     Raises
     ------
     InvalidArgumentError
-        An order below 1; a vector does not ascend or holds NaN.
+        An order below 1.
     InvalidDataError
-        A side is empty.
+        The graphs have different numbers of units.
 
     Notes
     -----
-    O(N + M) time, one pass for orders 1, 2 and inf, two for others; no memory beyond the inputs.
+    O(values) time, O(bins) for a histogram; no memory to speak of.
     """
-    kind = _check_order(order)
-    pairs = [(_measure(left), _measure(right)) for left, right in zip(first, second, strict=True)]
-
-    def powers(kind: int, scale: float) -> list[float]:
-        return [_merge(left, right, kind, order, scale) for left, right in pairs]
-
-    return _root(powers, kind, order)
-
-
-def quantile_embedding(values: Measure, size: int) -> Vector:
-    """Return ``size`` quantiles of a vector, so that graphs of different sizes become vectors of one length.
-
-    ``v = (F^-1(1/m), ..., F^-1(m/m))`` with ``F^-1(z) = inf {x : F(x) >= z}``, by index
-    ``sorted[ceil((i + 1) n / m) - 1]`` (arXiv 2511.09949 [G]; METHODS.md section 2), in integer arithmetic. Births and
-    deaths are embedded separately.
-
-    Parameters
-    ----------
-    values : floating, shape (value,), or WeightHistogram
-        Ascending, at least one.
-    size : int
-        m, at least 1; with m = n the values come back.
-
-    Returns
-    -------
-    floating, shape (size,)
-        A copy, of the dtype of ``values`` (float32 for a histogram).
-
-    Raises
-    ------
-    InvalidArgumentError
-        A size below 1.
-    InvalidDataError
-        No values.
-
-    Notes
-    -----
-    O(size) time and memory (a histogram: O(bins + size)).
-    """
-    if size < 1:
-        raise InvalidArgumentError(f"size must be at least 1; got {size}")
-    total = values.total if isinstance(values, WeightHistogram) else len(values)
-    if total == 0:
-        raise InvalidDataError("no values have no quantiles: a graph of one unit has no births")
-    # (i + 1) n may exceed 64 bits: with n = q m + r it is i + 1 times q whole steps, and the rest.
-    steps = np.arange(1, size + 1, dtype=np.int64)
-    whole, rest = divmod(total, size)
-    ranks = steps * whole + -(-(steps * rest) // size)
-    if isinstance(values, WeightHistogram):
-        embedded: Vector = values.centres[np.searchsorted(np.cumsum(values.counts), ranks)]
-        return embedded
-    chosen: Vector = np.asarray(values)[ranks - 1]
-    return chosen
+    distances, bounds = [], []
+    for left, right in zip(first, second, strict=True):
+        if isinstance(left, WeightHistogram) and isinstance(right, WeightHistogram):
+            distance, bound = histogram_distance(left, right, order=order)
+        elif isinstance(left, WeightHistogram) or isinstance(right, WeightHistogram):
+            raise InvalidArgumentError("a histogram compares with a histogram: count the weights of both, or of none")
+        else:
+            distance, bound = sorted_distance([left], [right], order=order), 0.0
+        distances.append(distance)
+        bounds.append(bound)
+    return float(np.linalg.norm(distances, order)), float(np.linalg.norm(bounds, order))
 
 
 def pairwise_distances(
@@ -222,7 +188,7 @@ def pairwise_distances(
     Memory beyond the inputs and the result: per thread one block of 2,048 columns of all snapshots and one matrix like
     the result, whatever the number of values.
     """
-    kind = _check_order(order)
+    kind = check_order(order)
     parts = [list(part) for part in vectors]
     against = None if others is None else [list(part) for part in others]
     rows, columns = _count(parts), _count(parts if against is None else against)
@@ -232,16 +198,16 @@ def pairwise_distances(
     found = np.zeros((rows, columns))
     if normalised:
         pairs = list(combinations(range(rows), 2) if against is None else product(range(rows), range(columns)))
-        measured = [[_measure(row) for row in part] for part in parts]
-        measured_against = measured if against is None else [[_measure(row) for row in part] for part in against]
+        measured = [[as_measure(row) for row in part] for part in parts]
+        measured_against = measured if against is None else [[as_measure(row) for row in part] for part in against]
 
         def measure(pair: tuple[int, int]) -> float:
             couples = [(part[pair[0]], other[pair[1]]) for part, other in zip(measured, measured_against)]
 
             def powers(kind: int, scale: float) -> list[float]:
-                return [_merge(left, right, kind, order, scale) for left, right in couples]
+                return [merged_powers(left, right, kind, order, scale) for left, right in couples]
 
-            return _root(powers, kind, order)
+            return root_of_powers(powers, kind, order)
 
         with ThreadPoolExecutor(workers) as pool:
             for pair, value in zip(pairs, pool.map(measure, pairs)):
@@ -324,74 +290,14 @@ def _combine(total: NDArray[np.float64], more: NDArray[np.float64], kind: int) -
         total += more
 
 
-def _root(powers: Any, kind: int, order: float) -> float:
-    """Return ``(sum of powers)^(1 / order)``; ``powers(kind, scale)`` computes them for every part."""
-    if kind == 2:
-        return math.sqrt(sum(powers(2, 1.0)))
-    if kind == 1:
-        return float(sum(powers(1, 1.0)))
-    # numpy's maximum keeps NaN. Other orders are in units of the largest difference, so that no power vanishes.
-    largest = float(np.max([0.0, *powers(0, 1.0)]))
-    if kind == 0 or largest == 0:
-        return largest
-    return float(largest * sum(powers(3, largest)) ** (1 / order))
-
-
-def _check_order(order: float) -> int:
-    """Return what the kernels call an order, or say which orders there are."""
-    if not order >= 1:
-        raise InvalidArgumentError(f"order must be at least 1 or infinite; got {order}")
-    if math.isinf(order):
-        return 0
-    return int(order) if order in (1, 2) else 3
-
-
-def _flat(array: Vector) -> Vector:
-    """Return an array as one contiguous vector of a dtype that the kernels take, a view where possible."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat if flat.dtype in (np.float32, np.float64) else flat.astype(np.float64)
-
-
-def _measure(values: Measure) -> tuple[Vector, NDArray[np.int64], int]:
-    """Return atoms, how often each counts (empty: once), and the total."""
-    if isinstance(values, WeightHistogram):
-        atoms, counts, total = values.centres, values.counts, values.total
-    else:
-        atoms = _flat(values)
-        counts, total = NO_COUNTS, atoms.size
-    if total == 0:
-        raise InvalidDataError("no values have no quantiles: a graph of one unit has no births")
-    return atoms, counts, total
-
-
-def _merge(
-    first: tuple[Vector, NDArray[np.int64], int],
-    second: tuple[Vector, NDArray[np.int64], int],
-    kind: int,
-    order: float,
-    scale: float,
-) -> float:
-    """Return the integral over [0, 1] of powers of the difference of two quantile functions."""
-    common = math.gcd(first[2], second[2])
-    mass, other_mass = second[2] // common, first[2] // common
-    if mass * first[2] >= 1 << 63:
-        raise InvalidDataError(
-            f"{first[2]} and {second[2]} values have too fine a common refinement: quantile_embedding makes one length"
-        )
-    pieces = merge_quantiles(first[0], first[1], mass, second[0], second[1], other_mass, kind, order, scale)
-    if pieces < 0:
-        raise InvalidArgumentError("values must ascend, without NaN: sort them first")
-    return pieces if kind == 0 else pieces / (mass * first[2])
+def _count(parts: list[list[Measure]]) -> int:
+    counts = {len(part) for part in parts}
+    if len(counts) != 1:
+        raise InvalidArgumentError(f"every part needs as many snapshots; got {sorted(counts)}")
+    return counts.pop()
 
 
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _count(parts: list[list[Measure]]) -> int:
-    counts = {len(part) for part in parts}
-    if len(counts) != 1:
-        raise InvalidArgumentError(f"every part needs as many snapshots; got {sorted(counts)}")
-    return counts.pop()

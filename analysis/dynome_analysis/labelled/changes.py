@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask
@@ -10,40 +10,49 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
-from dynome_analysis.distance import diagram_distance, pairwise_distances, sorted_distance
+from dynome_analysis.distance import pairwise_distances, sorted_distance
 from dynome_analysis.halves import paired_floor, split_samples
 from dynome_analysis.homology import births_and_deaths
-from dynome_analysis.labelled.blocks import moments, one_snapshot_per_chunk
+from dynome_analysis.labelled.blocks import moments
 from dynome_analysis.labelled.connectomes import correlate_snapshot
+from dynome_analysis.labelled.signatures import (
+    Metric,
+    Signature,
+    SortedMetric,
+    find_arrays,
+    is_lazy,
+    row_distance,
+    row_matrix,
+    signature_rows,
+)
 from dynome_analysis.provenance import provenance
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from dynome_analysis.halfplane import GroundNorm
     from dynome_analysis.reading import SnapshotReader
     from dynome_analysis.recording import Recording
 
 __all__ = ["distance_matrix", "half_homologies", "noise_floor", "reconfiguration"]
 
-Metric = Literal["top", "births", "deaths", "wasserstein", "frobenius"]
-SortedMetric = Literal["top", "births", "deaths"]
-Signature = xr.Dataset | xr.DataArray
-
-# What each metric reads; the first entry whose variables are all there is taken.
-VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "top": (("births", "deaths"),),
-    "births": (("births",),),
-    "deaths": (("deaths",),),
-    "wasserstein": (("birth", "death", "dimension"), ("h1_birth", "h1_death")),
-}
-MAKERS = {"wasserstein": "dya.rips", "frobenius": "dya.connectomes"}
+# 1 GiB of sorted weights: 128 snapshots of 2,048 units.
+MEMORY_LIMIT = 1 << 30
 
 
-def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: Progress | None = None) -> xr.DataArray:
-    """Return the distance of every snapshot to the one before it.
+def reconfiguration(
+    signature: Signature,
+    *,
+    metric: Metric = "top",
+    reference: Literal["previous", "first"] | Signature = "previous",
+    order: float = 2.0,
+    ground_norm: GroundNorm = 2,
+    progress: Progress | None = None,
+) -> xr.DataArray:
+    """Return the distance of every snapshot to the one before it, or to one graph for all.
 
     Parameters
     ----------
@@ -51,76 +60,131 @@ def reconfiguration(signature: Signature, *, metric: Metric = "top", progress: P
         "top", "births", "deaths": a Dataset of `graph_homology` or `analyze`. "wasserstein": of `rips` with degree 1,
         or of `analyze`. "frobenius": connectomes.
     metric : {"top", "births", "deaths", "wasserstein", "frobenius"}
-        "top" compares births and deaths in closed form (the 2-Wasserstein distance between the sorted weights),
-        "births" and "deaths" one of them; "wasserstein" compares H1 diagrams
-        (`dynome_analysis.distance.diagram_distance`); "frobenius" the connectomes entry by entry.
+        "top" compares births and deaths in closed form (the Wasserstein distance between the sorted weights), "births"
+        and "deaths" one of them; "wasserstein" compares H1 diagrams (`dynome_analysis.distance.diagram_distance`);
+        "frobenius" the connectomes entry by entry.
+    reference : {"previous", "first"} or a signature of one graph
+        What every snapshot is compared with: the one before, the first one, or for example a `topological_centroid` or
+        ``signature.isel(snapshot=7)``.
+    order : float
+        Of the distance; at least 1, infinite for the bottleneck distance.
+    ground_norm : {2, 1, inf}
+        Between points of diagrams; for "wasserstein" only.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
 
     Returns
     -------
     DataArray
-        float64, (snapshot), NaN at the first snapshot. Computed at once.
+        float64, (snapshot), NaN at the first snapshot for "previous". Where deaths are counted in a histogram, the
+        attribute ``bound`` says how far the distances between the deaths themselves may be. Computed at once.
 
     Raises
     ------
     InvalidArgumentError
-        Unknown metric, or a signature that does not hold what the metric reads.
+        Unknown metric, reference, order or norm, or a signature that does not hold what the metric reads.
     InvalidDataError
-        Fewer than two snapshots.
+        Fewer than two snapshots, or a reference with another number of units.
 
     Notes
     -----
     METHODS.md sections 2 and 4 (TOP: ``s_t = d(C_t, C_t-1)`` [O]). Time linear in snapshots; a lazy signature is
     computed pair by pair.
     """
-    rows = _rows(signature, metric)
-    function = _distance(metric)
-    tasks = [dask.delayed(function)(before, after) for before, after in pairwise(rows)]
-    values = np.array([np.nan, *compute(tasks, description=f"reconfiguration ({metric})", progress=progress)])
+    arrays = find_arrays(signature, metric)
+    rows = signature_rows(arrays, metric=metric, least=2 if isinstance(reference, str) else 1)
+    pairs: list[tuple[Any, Any]]
+    if isinstance(reference, str):
+        if reference not in ("previous", "first"):
+            raise InvalidArgumentError(
+                f"reference must be 'previous', 'first' or the signature of one graph; got {reference!r}"
+            )
+        pairs = list(pairwise(rows)) if reference == "previous" else [(rows[0], row) for row in rows]
+        compared = reference
+    else:
+        fixed = signature_rows(find_arrays(reference, metric), metric=metric, least=1)
+        if len(fixed) != 1:
+            raise InvalidArgumentError(
+                f"a reference is one graph; this signature has {len(fixed)} snapshots: choose one with isel(snapshot=...)"
+            )
+        pairs = [(fixed[0], row) for row in rows]
+        compared = "given"
+    between = dask.delayed(row_distance)
+    tasks = [between(*pair, metric=metric, order=order, ground_norm=ground_norm) for pair in pairs]
+    found = compute(tasks, description=f"reconfiguration ({metric})", progress=progress)
+    values = [value for value, _ in found]
     return xr.DataArray(
-        values,
+        np.array([np.nan, *values] if compared == "previous" else values),
         dims=("snapshot",),
         coords=moments(signature),
         name="reconfiguration",
-        attrs=provenance("reconfiguration", {"metric": metric}, source=signature.attrs),
+        attrs={
+            **provenance(
+                "reconfiguration",
+                {"metric": metric, "reference": compared, **_norms(metric, order, ground_norm)},
+                source=signature.attrs,
+            ),
+            **_bound(arrays, [bound for _, bound in found]),
+        },
     )
 
 
-def distance_matrix(signature: Signature, *, metric: Metric = "top", progress: Progress | None = None) -> xr.DataArray:
+def distance_matrix(
+    signature: Signature,
+    *,
+    metric: Metric = "top",
+    order: float = 2.0,
+    ground_norm: GroundNorm = 2,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> xr.DataArray:
     """Return the distance between every two snapshots: the recurrence matrix that shows stages of training.
 
     Parameters
     ----------
-    signature, metric, progress
+    signature, metric, order, ground_norm, progress
         As for `reconfiguration`.
+    memory_limit : int
+        Bytes of sorted weights, or of connectomes, that may be held at a time. A lazy signature that exceeds it is
+        computed in blocks of snapshots, every two of which meet once: with k blocks each is computed k times. A
+        signature in memory is used where it is.
 
     Returns
     -------
     DataArray
-        float64, (snapshot, snapshot_), symmetric, diagonal 0. Computed at once; the signature is held in memory for it.
+        float64, (snapshot, snapshot_), symmetric, diagonal 0; attribute ``bound`` as for `reconfiguration`. Computed at
+        once.
 
     Raises
     ------
     InvalidArgumentError
-        Unknown metric, or a signature that does not hold what the metric reads.
+        Unknown metric, order or norm, or a signature that does not hold what the metric reads.
     InvalidDataError
         Fewer than two snapshots.
 
     Notes
     -----
-    METHODS.md section 7. O(snapshot^2 * value) time for sorted weights; one matching per pair for "wasserstein".
+    METHODS.md section 7. O(snapshot^2 * value) time for sorted weights; one matching per pair for "wasserstein", whose
+    diagrams, as histograms, are all held at once.
     """
-    rows = compute([_rows(signature, metric)], description=f"signatures ({metric})", progress=progress)[0]
-    count = len(rows)
-    if metric == "wasserstein":
-        pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-        tasks = [dask.delayed(diagram_distance)(rows[i][0], rows[j][0]) for i, j in pairs]
-        values = np.zeros((count, count))
-        for (i, j), value in zip(pairs, compute(tasks, description="distance matrix", progress=progress)):
+    arrays = find_arrays(signature, metric)
+    rows = signature_rows(arrays, metric=metric)
+    description = f"distance matrix ({metric})"
+    bounds: list[float] = []
+    if metric == "wasserstein" or any(array.name == "death_histogram" for array in arrays):
+        held = compute([rows], description=f"signatures ({metric})", progress=progress)[0]
+        pairs = list(combinations(range(len(rows)), 2))
+        between = dask.delayed(row_distance)
+        tasks = [between(held[i], held[j], metric=metric, order=order, ground_norm=ground_norm) for i, j in pairs]
+        values = np.zeros((len(rows), len(rows)))
+        for (i, j), (value, bound) in zip(pairs, compute(tasks, description=description, progress=progress)):
             values[i, j] = values[j, i] = value
+            bounds.append(bound)
+    elif is_lazy(arrays):
+        nbytes = sum(array.nbytes for array in arrays)
+        values = _matrix_in_blocks(rows, nbytes, memory_limit, order, description, progress)
     else:
-        values = pairwise_distances([np.stack([part.reshape(-1) for part in parts]) for parts in zip(*rows)])
+        values = pairwise_distances(row_matrix(rows), order=order)
     taken = moments(signature)
     mirrored = {f"{name}_": ("snapshot_", values_.to_numpy()) for name, values_ in taken.items()}
     return xr.DataArray(
@@ -128,8 +192,58 @@ def distance_matrix(signature: Signature, *, metric: Metric = "top", progress: P
         dims=("snapshot", "snapshot_"),
         coords={**taken, **mirrored},
         name="distance",
-        attrs=provenance("distance_matrix", {"metric": metric}, source=signature.attrs),
+        attrs={
+            **provenance(
+                "distance_matrix", {"metric": metric, **_norms(metric, order, ground_norm)}, source=signature.attrs
+            ),
+            **_bound(arrays, bounds),
+        },
     )
+
+
+def _matrix_in_blocks(
+    rows: list[tuple[Any, ...]],
+    nbytes: int,
+    memory_limit: int,
+    order: float,
+    description: str,
+    progress: Progress | None,
+) -> NDArray[np.float64]:
+    """Compare lazy rows block by block, so that no more than two blocks of them are in memory."""
+    count = len(rows)
+    size = count if nbytes <= memory_limit else max(1, memory_limit * count // (2 * nbytes))
+    starts = range(0, count, size)
+    pairs = [(i, j) for i in starts for j in starts if i <= j]
+    values = np.zeros((count, count))
+    for done, (i, j) in enumerate(pairs):
+        own, others = rows[i : i + size], None if i == j else rows[j : j + size]
+        task = dask.delayed(_compare_blocks)(own, others, order)
+        # One block: its snapshots are what there is to report; several: the pairs of blocks.
+        inner = progress if len(pairs) == 1 else None
+        found = compute([task], description=description, progress=inner)[0]
+        values[i : i + size, j : j + size] = found
+        values[j : j + size, i : i + size] = found.T
+        if progress is not None and inner is None:
+            progress(description, done + 1, len(pairs))
+    return values
+
+
+def _compare_blocks(
+    rows: list[tuple[Any, ...]], others: list[tuple[Any, ...]] | None, order: float
+) -> NDArray[np.float64]:
+    return pairwise_distances(row_matrix(rows), None if others is None else row_matrix(others), order=order)
+
+
+def _norms(metric: Metric, order: float, ground_norm: GroundNorm) -> dict[str, str]:
+    """Return what of a distance is not the default, as text: JSON has no infinity."""
+    chosen = {"order": order} if order != 2 else {}
+    if metric == "wasserstein" and ground_norm != 2:
+        chosen["ground_norm"] = ground_norm
+    return {name: f"{value:g}" for name, value in chosen.items()}
+
+
+def _bound(arrays: list[xr.DataArray], bounds: list[float]) -> dict[str, float]:
+    return {"bound": max(bounds)} if any(array.name == "death_histogram" for array in arrays) else {}
 
 
 def noise_floor(
@@ -217,56 +331,3 @@ def _read_halves(reader: SnapshotReader, position: int, seed: int, metric: Sorte
 
 def _between(first: Any, second: Any) -> float:
     return float("nan") if first is None or second is None else sorted_distance(first, second)
-
-
-def _distance(metric: Metric) -> Callable[[Any, Any], float]:
-    if metric == "wasserstein":
-        return lambda before, after: diagram_distance(before[0], after[0])
-    return sorted_distance
-
-
-def _rows(signature: Signature, metric: Metric) -> list[tuple[Any, ...]]:
-    """Return per snapshot the arrays that a metric compares, lazy where the signature is."""
-    if metric not in get_args(Metric):
-        raise InvalidArgumentError(f"metric must be one of {', '.join(get_args(Metric))}; got {metric!r}")
-    arrays = _arrays(signature, metric)
-    count = arrays[0].sizes["snapshot"]
-    if count < 2:
-        raise InvalidDataError(f"a distance between snapshots needs at least two of them; this signature has {count}")
-    columns = []
-    for array in arrays:
-        if array.chunks is None:
-            columns.append(list(array.to_numpy()))
-        else:
-            blocks = one_snapshot_per_chunk(array).data.to_delayed().reshape(count)
-            columns.append([dask.delayed(_first)(block) for block in blocks])
-    rows = list(zip(*columns))
-    if metric == "wasserstein":
-        if any(array.chunks is not None for array in arrays):
-            return [(dask.delayed(_diagram)(*row),) for row in rows]
-        return [(_diagram(*row),) for row in rows]
-    return rows
-
-
-def _arrays(signature: Signature, metric: Metric) -> list[xr.DataArray]:
-    if metric == "frobenius":
-        if isinstance(signature, xr.DataArray) and signature.dims == ("snapshot", "unit", "unit_"):
-            return [signature]
-    elif isinstance(signature, xr.Dataset):
-        for names in VARIABLES[metric]:
-            if all(name in signature for name in names):
-                return [signature[name] for name in names]
-    maker = MAKERS.get(metric, "dya.graph_homology")
-    raise InvalidArgumentError(f"metric {metric!r} needs a result of {maker}; this signature holds something else")
-
-
-def _first(block: Any) -> Any:
-    return block[0]
-
-
-def _diagram(
-    birth: NDArray[np.float64], death: NDArray[np.float64], dimension: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """Return the H1 points of one snapshot without their padding."""
-    kept = np.isfinite(birth) if dimension is None else dimension == 1
-    return np.column_stack([birth[kept], death[kept]])
