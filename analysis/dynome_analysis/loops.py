@@ -90,7 +90,7 @@ def loop_weights(
     edges seen, and O(loops / 64) for each substitution; at worst O(unit^4 / 64) for the lunes. Memory:
     `estimate_loops_memory`, and O(loops^2 / 16) bytes at worst for the relations of dead loops. METHODS.md section 3.
     """
-    weights = check_connectome(connectome) if check else np.ascontiguousarray(connectome, np.float32)
+    weights = check_connectome(connectome, check=check)
     born, died, _ = _pair(weights, HEAVIEST_FIRST, None, memory_limit)
     keys = np.column_stack([born, died])
     return (keys ^ np.int32(HEAVIEST_FIRST)).view(np.float32)

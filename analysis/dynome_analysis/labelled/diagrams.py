@@ -10,11 +10,11 @@ import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
 from dynome_analysis.labelled.blocks import check_connectomes, moments, one_snapshot_per_chunk
-from dynome_analysis.persistence import Engine, find_engine, rips_diagrams
+from dynome_analysis.persistence import Engine, Transform, parse_rips_options, rips_diagrams
 from dynome_analysis.provenance import provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,10 +25,13 @@ def rips(
     connectomes: xr.DataArray,
     *,
     dimensions: Sequence[int] = (0, 1),
+    transform: Transform = "1 - r",
+    field: int = 2,
     engine: Engine = "auto",
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Compute Vietoris-Rips persistence diagrams of every connectome, on the distance ``1 - connectome``.
+    """Compute Vietoris-Rips persistence diagrams of every connectome.
 
     Parameters
     ----------
@@ -36,8 +39,15 @@ def rips(
         (snapshot, unit, unit_), symmetric, non-negative, finite.
     dimensions : sequence of int
         Degrees out of 0, 1, 2.
-    engine : {"auto", "giotto-ph", "ripser"}
-        What computes degrees above 0; degree 0 comes exactly from the births.
+    transform : {"1 - r", "sqrt(1 - r)", "sqrt(1 - r^2)", "arccos r"}
+        From weight to distance; see `dynome_analysis.persistence.rips_distances`.
+    field : int
+        Homology over the field of this prime number of elements.
+    engine : {"auto", "dynome", "giotto-ph", "ripser", "gudhi"}
+        What computes degrees above 0, "auto" the first of these that is installed and knows the degree and the field;
+        degree 0 comes exactly from the births.
+    memory_limit : int, optional
+        Bytes that the engine "dynome" may take for one snapshot, beside the connectome.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
 
@@ -51,7 +61,9 @@ def rips(
     Raises
     ------
     InvalidArgumentError
-        Unknown degree or engine, or no connectomes.
+        Unknown degree, transform, field or engine, or no connectomes.
+    InvalidDataError
+        A connectome has a weight that is none, or the memory limit does not suffice.
     MissingExtraError
         The engine is not installed.
 
@@ -60,10 +72,10 @@ def rips(
     METHODS.md section 3; cost as in `dynome_analysis.persistence.rips_diagrams`, one snapshot per task.
     """
     check_connectomes(connectomes)
-    degrees = tuple(sorted({int(dimension) for dimension in dimensions}))
-    name = find_engine(engine) if degrees and degrees[-1] > 0 else engine
+    degrees, engines = parse_rips_options(dimensions, transform=transform, field=field, engine=engine)
+    options = {"transform": transform, "field": field, "engine": engine, "memory_limit": memory_limit}
     blocks = one_snapshot_per_chunk(connectomes).data.to_delayed().ravel()
-    tasks = [dask.delayed(_diagram_block)(block, degrees, name) for block in blocks]
+    tasks = [dask.delayed(_diagram_block)(block, degrees, options) for block in blocks]
     diagrams = compute(tasks, description="persistence diagrams", progress=progress)
     birth, death, degree = pad_points(diagrams)
     return xr.Dataset(
@@ -73,7 +85,11 @@ def rips(
             "dimension": (("snapshot", "point"), np.where(np.isnan(degree), -1, degree).astype(np.int64)),
         },
         coords=moments(connectomes),
-        attrs=provenance("rips", {"dimensions": degrees, "engine": name}, source=connectomes.attrs),
+        attrs=provenance(
+            "rips",
+            {"dimensions": degrees, "transform": transform, "field": field, "engines": engines},
+            source=connectomes.attrs,
+        ),
     )
 
 
@@ -87,9 +103,9 @@ def pad_points(tables: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float6
 
 
 def _diagram_block(
-    block: NDArray[np.floating[Any]], dimensions: tuple[int, ...], engine: Engine
+    block: NDArray[np.floating[Any]], dimensions: tuple[int, ...], options: Mapping[str, Any]
 ) -> NDArray[np.float64]:
-    diagrams = rips_diagrams(block[0], dimensions=dimensions, engine=engine)
+    diagrams = rips_diagrams(block[0], dimensions=dimensions, **options)
     return np.concatenate(
         [np.column_stack([points, np.full(len(points), degree)]) for degree, points in diagrams.items()]
     )
