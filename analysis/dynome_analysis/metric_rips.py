@@ -1,4 +1,4 @@
-"""Vietoris-Rips persistence of any distance matrix, not only of ``1 - connectome``. Numbers only."""
+"""Vietoris-Rips persistence of any distance matrix, not only of a connectome's. Numbers only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_analysis.homology import births
-from dynome_analysis.persistence import ENGINES, Engine, find_engine
+from dynome_analysis.loops import loop_lengths
+from dynome_analysis.persistence import Engine, rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["metric_components", "metric_diagrams"]
 
 LARGEST = np.finfo(np.float32).max
+# Below 1, weights 1 - k / RANKS are different float32 for different k, and so are distances k / RANKS.
+RANKS = 1 << 24
 
 
 def metric_diagrams(
@@ -25,8 +28,9 @@ def metric_diagrams(
     *,
     dimensions: Sequence[int] = (0, 1),
     longest: float = np.inf,
-    engine: Engine = "auto",
     field: int = 2,
+    engine: Engine = "auto",
+    memory_limit: int | None = None,
 ) -> dict[int, NDArray[np.float64]]:
     """Compute the diagrams of the Rips filtration of a distance matrix, up to a longest edge.
 
@@ -38,7 +42,7 @@ def metric_diagrams(
         Degrees out of 0, 1, 2.
     longest : float
         Longer edges do not exist.
-    engine, field
+    field, engine, memory_limit
         As for `dynome_analysis.persistence.rips_diagrams`.
 
     Returns
@@ -50,29 +54,34 @@ def metric_diagrams(
     Raises
     ------
     InvalidArgumentError
-        Not square, not symmetric, or vertex weights on the diagonal.
+        Not square, not symmetric, or vertex weights on the diagonal; a degree, field or engine that is not known, or
+        more than 16 million different distances for another engine than ours.
     InvalidDataError
-        NaN, or a negative distance.
+        NaN, a negative distance, or a memory limit that does not suffice.
     MissingExtraError
         The engine is not installed.
 
     Notes
     -----
-    An edge that does not exist is given the largest float32 and so comes last in the filtration. What is born by it is
-    left out and what dies by it never dies, which is the persistence of the filtration that ends before it. Cost as
-    `rips_diagrams`, with one more float32 copy of the matrix.
+    Degree 0 as `metric_components`. Degree 1 over two elements by our own engine: `dynome_analysis.loops.loop_lengths`.
+    Everything else takes an engine for connectomes: what is paired depends on the order of the edges alone, so it is
+    given their ranks. An edge that does not exist is given the largest float32 and comes last; what is born by it is
+    left out, and what dies by it never dies, which is the persistence of the filtration that ends before it. One more
+    float32 copy of the matrix, and 24 bytes per pair where ranks are needed.
     """
+    wanted = sorted({int(degree) for degree in dimensions})
     matrix = _check_distances(distances, longest)
-    diagrams = {}
-    for degree in sorted({int(degree) for degree in dimensions}):
-        diagrams[degree] = metric_components(matrix) if degree == 0 else np.empty((0, 2))
-    highest = max(diagrams)
-    if highest > 0 and len(matrix) > 3:
-        found = ENGINES[find_engine(engine)].diagrams(matrix, highest)
-        for degree in diagrams:
-            if degree > 0:
-                diagrams[degree] = np.asarray(found[degree - 1], np.float64).reshape(-1, 2)
-    return {degree: _truncate(points) for degree, points in diagrams.items()}
+    own = field == 2 and engine in ("auto", "dynome")
+    diagrams: dict[int, NDArray[np.float64]] = {}
+    if 0 in wanted:
+        diagrams[0] = metric_components(matrix)
+    if 1 in wanted and own:
+        threshold = float(np.max(matrix, where=matrix < LARGEST, initial=0.0))
+        diagrams[1] = loop_lengths(matrix, threshold=threshold, memory_limit=memory_limit).astype(np.float64)
+    others = [degree for degree in wanted if degree not in diagrams]
+    if others or not wanted:
+        diagrams |= _by_ranks(matrix, others, field=field, engine=engine)
+    return {degree: _truncate(diagrams[degree]) for degree in wanted}
 
 
 def metric_components(distances: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -82,12 +91,30 @@ def metric_components(distances: NDArray[np.float32]) -> NDArray[np.float64]:
     the largest turns short into heavy, exactly and back.
     """
     top = LARGEST.view(np.int32)
-    heavy = births((top - distances.view(np.int32)).view(np.float32))
+    heavy = births((top - distances.view(np.int32)).view(np.float32), check=False)
     merged = (top - heavy.view(np.int32)).view(np.float32)
     diagram = np.zeros((len(distances), 2))
     diagram[:-1, 1] = merged[::-1]
     diagram[-1, 1] = np.inf
     return diagram
+
+
+def _by_ranks(
+    matrix: NDArray[np.float32], dimensions: Sequence[int], *, field: int, engine: Engine
+) -> dict[int, NDArray[np.float64]]:
+    """Let an engine for connectomes pair the ranks of the distances, and put the distances back."""
+    lengths, ranks = np.unique(matrix, return_inverse=True)
+    if lengths.size > RANKS:
+        raise InvalidArgumentError(
+            f"distances have {lengths.size} different values; degrees above 1, other fields and other engines take at "
+            f"most {RANKS}"
+        )
+    weights = (1.0 - ranks.reshape(matrix.shape) / RANKS).astype(np.float32)
+    found = rips_diagrams(weights, dimensions=dimensions, field=field, engine=engine)
+    return {
+        degree: lengths[np.rint(points * RANKS).astype(np.int64)].astype(np.float64).reshape(-1, 2)
+        for degree, points in found.items()
+    }
 
 
 def _check_distances(distances: NDArray[np.floating[Any]], longest: float) -> NDArray[np.float32]:

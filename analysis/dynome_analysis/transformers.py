@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynome_analysis.correlation import Measure
     from dynome_analysis.persistence import Engine
 
 __all__ = ["Connectome", "VietorisRipsPersistence"]
@@ -52,7 +53,8 @@ class Connectome(_StackTransformer):
     Parameters
     ----------
     measure : str, default "pearson"
-        Of `dynome_analysis.correlation.correlate`.
+    signed : bool, default False
+        As for `dynome_analysis.correlation.correlate`; signed weights make no distances.
     output : {"distance", "weight"}, default "distance"
         ``1 - C`` with diagonal 0, what `VietorisRipsPersistence` and giotto-tda take for ``metric="precomputed"``, or
         ``C`` itself.
@@ -70,12 +72,14 @@ class Connectome(_StackTransformer):
 
     def __init__(
         self,
-        measure: str = "pearson",
+        measure: Measure = "pearson",
+        signed: bool = False,  # noqa: FBT001, FBT002  # scikit-learn's way
         output: Output = "distance",
         dead_tolerance: float = DEAD_TOLERANCE,
         n_jobs: int | None = None,
     ) -> None:
         self.measure = measure
+        self.signed = signed
         self.output = output
         self.dead_tolerance = dead_tolerance
         self.n_jobs = n_jobs
@@ -86,10 +90,12 @@ class Connectome(_StackTransformer):
         Raises
         ------
         InvalidArgumentError
-            An unknown output, or no stack of matrices.
+            An unknown output, signed distances, or no stack of matrices.
         """
         if self.output not in get_args(Output):
             raise InvalidArgumentError(f"output must be one of {', '.join(get_args(Output))}; got {self.output!r}")
+        if self.signed and self.output == "distance":
+            raise InvalidArgumentError('signed weights make no distances: use output="weight" or signed=False')
         self.n_snapshots_seen_ = len(_matrices(X, "activations (sample, unit)"))
         return self
 
@@ -111,8 +117,13 @@ class Connectome(_StackTransformer):
 
     def _connectome(self, activations: NDArray[Any]) -> NDArray[np.float32]:
         floating = activations if activations.dtype.kind == "f" else activations.astype(np.float64)
-        options = {} if self.measure == "pearson" else {"measure": self.measure}
-        connectome, _ = correlate(floating, dead_tolerance=self.dead_tolerance, **options)
+        connectome, _ = correlate(
+            floating,
+            measure=self.measure,
+            signed=self.signed,
+            dead_tolerance=self.dead_tolerance,
+            threads=None if self.n_jobs in (None, 1) else 1,
+        )
         return rips_distances(connectome) if self.output == "distance" else connectome
 
 
@@ -141,7 +152,8 @@ class VietorisRipsPersistence(_StackTransformer):
     n_jobs : int, optional
         Threads over samples, as joblib counts them; None is 1 outside a joblib context.
     engine : str, default "auto"
-        As for `dynome_analysis.persistence.rips_diagrams`; giotto-tda does not have it.
+    memory_limit : int, optional
+        As for `dynome_analysis.persistence.rips_diagrams`; giotto-tda does not have them.
 
     Attributes
     ----------
@@ -169,6 +181,7 @@ class VietorisRipsPersistence(_StackTransformer):
         reduced_homology: bool = True,  # noqa: FBT001, FBT002
         n_jobs: int | None = None,
         engine: Engine = "auto",
+        memory_limit: int | None = None,
     ) -> None:
         self.metric = metric
         self.metric_params = metric_params
@@ -180,6 +193,7 @@ class VietorisRipsPersistence(_StackTransformer):
         self.reduced_homology = reduced_homology
         self.n_jobs = n_jobs
         self.engine = engine
+        self.memory_limit = memory_limit
 
     def fit(self, X: Any, y: Any = None) -> VietorisRipsPersistence:
         """Check the parameters and that ``X`` is a stack of matrices.
@@ -240,8 +254,9 @@ class VietorisRipsPersistence(_StackTransformer):
             distances,
             dimensions=tuple(self.homology_dimensions),
             longest=self.max_edge_length,
-            engine=self.engine,
             field=self.coeff,
+            engine=self.engine,
+            memory_limit=self.memory_limit,
         )
 
 
@@ -249,7 +264,7 @@ def _matrices(X: Any, what: str) -> list[NDArray[Any]]:
     """Return the matrices of a stack, or say that it is none."""
     if type(X).__module__.startswith("scipy.sparse"):
         raise InvalidArgumentError(f"X must be a stack of dense matrices of {what}; sparse ones are not read")
-    matrices = [np.asarray(one) for one in X] if np.ndim(X) or isinstance(X, list | tuple) else []
+    matrices = [np.asarray(one) for one in X] if isinstance(X, list | tuple) or getattr(X, "ndim", 0) else []
     if not matrices or any(one.ndim != 2 or 0 in one.shape or one.dtype.kind not in "fiub" for one in matrices):
         shapes = ", ".join(sorted({str(one.shape) for one in matrices})) or "nothing"
         raise InvalidArgumentError(f"X must be a stack of matrices of {what}, at least one; its entries are {shapes}")
