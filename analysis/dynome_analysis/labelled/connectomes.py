@@ -82,7 +82,7 @@ def connectomes(
     -----
     METHODS.md section 1. Per snapshot O(sample * unit^2) time, 4 * unit^2 bytes plus two copies of the activations.
     "spearman" sorts the activations as well, 9 ns a value; "partial" inverts a matrix of min(sample, unit) rows and
-    takes about three times as long as "pearson".
+    takes five to ten times as long as "pearson".
     """
     check_measure(measure)
     if edges not in get_args(Edges):
