@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import layer_descriptions as describe
@@ -19,7 +20,6 @@ from dynome_analysis.prediction.signature import graph_signature, layer_signatur
 from dynome_recorder.canary import trace_model
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.layers import describe_model
-
 
 # An even kernel with padding="same" pads more behind than in front; torch warns of the copy that it makes.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -177,7 +177,7 @@ def test_products_equal_torch_layer_by_layer() -> None:
     ]
     generator = np.random.default_rng(0)
     assert [group.name for group in graph.structure.groups] == ["input", "0", "3", "4", "6", "8", "10"]
-    for source, target, layer in zip(graph.structure.groups, graph.structure.groups[1:], layers, strict=True):
+    for (source, target), layer in zip(itertools.pairwise(graph.structure.groups), layers, strict=True):
         values = generator.random(source.size)
         image = torch.tensor(values).reshape(1, *shape)
         with torch.no_grad():

@@ -125,8 +125,7 @@ def dense_graph(connectome: NDArray[np.floating[Any]], *, check: bool = True, th
     InvalidDataError
         A weight is negative, NaN or infinite.
     """
-    weights = check_connectome(connectome) if check else np.ascontiguousarray(connectome, dtype=np.float32)
-    return DenseGraph(weights, threads)
+    return DenseGraph(check_connectome(connectome, check=check), threads)
 
 
 def dense_centrality(
