@@ -126,7 +126,8 @@ def _read_tiles(
     total = np.zeros(bins, np.int64)
     counts = np.zeros(bins, np.uint32)
     counted = 0
-    capacity = max(KEPT, KEPT_PER_VERTEX * vertices)
+    # A scan needs room for a whole row before it takes the next one.
+    capacity = max(KEPT, KEPT_PER_VERTEX * vertices, *(right - left for *_, left, right in tiles))
     kept = EdgeList(*(np.empty(capacity, np.int32) for _ in range(3)))
     filled = 0
     floor_keys = np.empty(vertices, np.int32)
