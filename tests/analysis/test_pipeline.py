@@ -1,23 +1,30 @@
 """analyze() equals the single functions, is computed once, and never believes a damaged file."""
 
+import gc
 import json
 import logging
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from recordings import describe, moments
 
 import dynome_analysis as dya
-from dynome_analysis import cache, pipeline
+from dynome_analysis import cache, pipeline, stretches
 from dynome_analysis.cache import CacheWarning
-from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError
+from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError, StorageError
 from dynome_recorder.writer import Moment, RecordingWriter
 
 SITES = {"hidden1": 12, "hidden2": 8}
@@ -31,20 +38,27 @@ def path(make_recording: MakeRecording) -> Path:
 
 @pytest.fixture
 def computations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever the numbers are computed rather than read."""
+    """Grows by the row of every snapshot that is measured rather than read."""
     done: list[int] = []
-    original = pipeline._analyze
+    original = stretches.measure_snapshot
 
-    def counted(*args, **options):
-        done.append(1)
-        return original(*args, **options)
+    def counted(reader, row, plan, before):
+        done.append(row)
+        return original(reader, row, plan, before)
 
-    monkeypatch.setattr(pipeline, "_analyze", counted)
+    monkeypatch.setattr(stretches, "measure_snapshot", counted)
     return done
 
 
 def results(path: Path) -> list[Path]:
     return sorted(folder for folder in (path / "analysis.zarr").iterdir() if folder.is_dir())
+
+
+def assert_same_numbers(found: xr.Dataset, expected: xr.Dataset) -> None:
+    """Equal but for which recording it was, and the last bits of sums."""
+    assert found.sizes == expected.sizes
+    for name in found.variables:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, err_msg=str(name))
 
 
 def test_it_holds_what_the_single_functions_say(path: Path) -> None:
@@ -53,7 +67,7 @@ def test_it_holds_what_the_single_functions_say(path: Path) -> None:
     connectomes = dya.connectomes(recording).compute()
     homology = dya.graph_homology(connectomes)
     diagrams = dya.rips(connectomes, dimensions=[1])
-    xr.testing.assert_equal(found[["births", "deaths", "dead_units"]], homology)
+    xr.testing.assert_equal(found[["births", "deaths", "dead_units"]].compute(), homology)
     np.testing.assert_array_equal(found["h1_birth"], diagrams["birth"])
     np.testing.assert_array_equal(found["h1_death"], diagrams["death"])
     lifetimes = (diagrams["death"] - diagrams["birth"]).to_numpy()
@@ -82,16 +96,33 @@ def test_it_holds_what_the_single_functions_say(path: Path) -> None:
 def test_a_second_call_reads_the_same(path: Path, computations: list[int]) -> None:
     reports: list[tuple[str, int, int]] = []
     first = dya.analyze(dya.open_recording(path), progress=lambda *report: reports.append(report))
-    assert reports[-1][1] == reports[-1][2] > 4
+    assert [report[1:] for report in reports if report[0] == "analyzing snapshots"] == [(n, 4) for n in range(5)]
+    assert reports[-1][1] == reports[-1][2]
     second = dya.analyze(dya.open_recording(path))
     xr.testing.assert_identical(first, second)
     assert {name: array.dtype for name, array in first.items()} == {name: array.dtype for name, array in second.items()}
-    assert len(computations) == 1
+    assert sorted(computations) == [0, 1, 2, 3]
     dya.analyze(dya.open_recording(path), refresh=True)
-    assert len(computations) == 2
-    assert len(results(path)) == 1
-    with xr.open_dataset(results(path)[0], engine="zarr", consolidated=False) as stored:
-        np.testing.assert_array_equal(stored["deaths"], first["deaths"])
+    assert len(computations) == 8
+    xr.testing.assert_identical(first, second)
+
+
+def test_any_zarr_reader_reads_the_whole(path: Path) -> None:
+    found = dya.analyze(dya.open_recording(path))
+    (folder,) = results(path)
+    with xr.open_dataset(folder, engine="zarr", consolidated=False) as stored:
+        for name in found.variables:
+            np.testing.assert_array_equal(stored[name], found[name], err_msg=str(name))
+    deaths = zarr.open_array(folder / "deaths", mode="r")
+    assert deaths.chunks == (1, found.sizes["death"])
+
+
+def test_large_arrays_are_lazy_with_a_chunk_per_snapshot(path: Path) -> None:
+    found = dya.analyze(dya.open_recording(path))
+    large = {name for name, array in found.variables.items() if array.chunks is not None}
+    assert large == {"births", "deaths", "h1_birth", "h1_death"}
+    assert found["deaths"].chunks == ((1, 1, 1, 1), (found.sizes["death"],))
+    np.testing.assert_array_equal(found["deaths"].isel(snapshot=2), found["deaths"].compute()[2])
 
 
 def test_other_parameters_are_kept_side_by_side(path: Path, computations: list[int]) -> None:
@@ -100,63 +131,157 @@ def test_other_parameters_are_kept_side_by_side(path: Path, computations: list[i
     chosen = dya.analyze(recording, sites="hidden1")
     assert chosen.attrs["units"] == 12
     assert dya.analyze(recording, seed=1)["noise_floor_paired"][1] != dya.analyze(recording)["noise_floor_paired"][1]
-    assert len(computations) == len(results(path)) == 3
+    assert len(computations) == 12
+    assert len(results(path)) == 3
 
 
-def test_new_snapshots_and_new_code_make_results_stale(
-    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_recording_that_has_grown_is_analysed_where_it_has(
+    path: Path, make_recording: MakeRecording, computations: list[int]
 ) -> None:
+    first = dya.analyze(dya.open_recording(path))
+    births = first["births"].values
+    more = moments(SITES, samples=40, epochs=6, dead_units=1)
+    with RecordingWriter.open(path, describe(SITES, samples=40)) as writer:
+        for moment in more[4:]:
+            writer.commit(moment)
+    computations.clear()
+    found = dya.analyze(dya.open_recording(path))
+    assert sorted(computations) == [4, 5, 6]
+    assert len(results(path)) == 1
+    np.testing.assert_array_equal(first["births"], births)  # a result that is still in someone's hands
+    whole = dya.analyze(dya.open_recording(make_recording(epochs=6, dead_units=1)))
+    assert_same_numbers(found, whole)
+
+
+def test_a_run_that_went_back_is_analysed_from_there(path: Path, computations: list[int]) -> None:
+    """Snapshots that training left behind are no part of the result, those before are kept."""
+    before = dya.analyze(dya.open_recording(path))
+    with RecordingWriter.open(path, describe(SITES, samples=40)) as writer:
+        writer.rewind(1)
+        writer.commit(moments(SITES, samples=40, epochs=3, seed=5)[2])
+    computations.clear()
+    found = dya.analyze(dya.open_recording(path))
+    assert found["epoch"].values.tolist() == [0, 1, 2]
+    assert computations == [2]
+    assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
+    np.testing.assert_array_equal(before["births"][:2], found["births"][:2])
+    with pytest.raises(StorageError, match=r"has changed since it was opened .*snapshot 2 was computed anew"):
+        before["births"][2].compute()
+
+
+def test_commits_without_a_snapshot_change_nothing(path: Path, computations: list[int]) -> None:
     dya.analyze(dya.open_recording(path))
     with RecordingWriter.open(path, describe(SITES, samples=40)) as writer:
-        writer.commit(moments(SITES, samples=40, epochs=4)[4])
-    assert dya.analyze(dya.open_recording(path)).sizes["snapshot"] == 5
-    assert len(results(path)) == 1
+        writer.commit(Moment(epoch=4, step=12, epoch_complete=True, epoch_metrics={"val_loss": 1.0}))
+    assert dya.analyze(dya.open_recording(path)).sizes["snapshot"] == 4
+    assert len(computations) == 4
+
+
+def test_new_code_makes_results_stale(path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    dya.analyze(dya.open_recording(path))
     monkeypatch.setattr(pipeline, "code_version", lambda: "other")
     dya.analyze(dya.open_recording(path))
     assert len(results(path)) == 1
-    assert len(computations) == 3
+    assert len(computations) == 8
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add", "metadata", "no metadata"])
-def test_a_damaged_result_is_computed_anew_with_a_warning(path: Path, computations: list[int], damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "computed"),
+    [("flip", [2]), ("truncate", [2]), ("remove", [2]), ("record", [2]), ("add", []), ("series", []), ("metadata", []),
+     ("no metadata", []), ("array metadata", [])],
+)  # fmt: skip
+def test_what_is_damaged_is_computed_anew_alone(
+    path: Path, computations: list[int], damage: str, computed: list[int]
+) -> None:
     recording = dya.open_recording(path)
-    first = dya.analyze(recording)
+    first = dya.analyze(recording).load()
+    computations.clear()
     folder = results(path)[0]
-    chunk = next(file for file in sorted((folder / "deaths").rglob("*")) if file.is_file() and file.name != "zarr.json")
+    chunk = folder / "deaths" / "c" / "2" / "0"
     data = chunk.read_bytes()
+    text = (folder / "zarr.json").read_text()
     if damage == "flip":
         chunk.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
     elif damage == "truncate":
         chunk.write_bytes(data[:-1])
     elif damage == "remove":
         chunk.unlink()
+    elif damage == "record":
+        record = folder / "pieces" / "2" / "zarr.json"
+        record.write_text(record.read_text().replace('"dead_units": 2', '"dead_units": 1'))
     elif damage == "add":
-        (folder / "deaths" / "more").write_bytes(b"x")
+        (folder / "dead_units" / "more").write_bytes(b"x")
+    elif damage == "series":
+        (folder / "dead_units" / "c" / "0").write_bytes(b"12345678" * 4)
     elif damage == "metadata":
-        text = (folder / "zarr.json").read_text()
         (folder / "zarr.json").write_text(text.replace('"units": 20', '"units": 21'))
-    else:
+    elif damage == "no metadata":
         (folder / "zarr.json").unlink()
-    with pytest.warns(CacheWarning, match=rf"{folder} is damaged .*computing it anew"):
+    else:
+        array = folder / "deaths" / "zarr.json"
+        array.write_text(array.read_text().replace("172", "171"))
+    if damage in ("no metadata", "array metadata"):  # nothing was there, or nothing was believed
         second = dya.analyze(recording)
-    xr.testing.assert_identical(first, second)
-    xr.testing.assert_identical(first, dya.analyze(recording))
-    assert len(computations) == 2
+    else:
+        with pytest.warns(CacheWarning, match=rf"{folder} is damaged .*computing .*anew"):
+            second = dya.analyze(recording)
+    xr.testing.assert_identical(first, second.compute())
+    xr.testing.assert_identical(first, dya.analyze(recording).compute())
+    assert computations == computed
+    with xr.open_dataset(folder, engine="zarr", consolidated=False) as stored:
+        np.testing.assert_array_equal(stored["deaths"], first["deaths"])
 
 
-def test_a_folder_that_cannot_be_written_gives_results_uncached(
-    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_piece_that_is_damaged_while_it_is_in_use_is_refused(path: Path) -> None:
+    found = dya.analyze(dya.open_recording(path))
+    chunk = results(path)[0] / "births" / "c" / "1" / "0"
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    assert found["births"][0].compute().shape == (19,)
+    with pytest.raises(StorageError, match=r"births.* is not what was written.*analyse the recording again"):
+        found["births"].compute()
+
+
+@pytest.mark.parametrize("moment", ["pieces", "note", "finish"])
+def test_a_folder_that_cannot_be_written_gives_a_result_elsewhere(
+    path: Path,
+    computations: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    moment: str,
 ) -> None:
-    def refuse(self, *args, **options):
-        raise PermissionError("read-only")
+    expected = dya.analyze(dya.open_recording(path)).load()
+    shutil.rmtree(path / "analysis.zarr")
+    original = cache._write_text
 
-    monkeypatch.setattr(xr.Dataset, "to_zarr", refuse)
-    with caplog.at_level(logging.INFO, "dynome_analysis.cache"):
+    def refuse(target: Path, text: str) -> None:
+        wanted = {"pieces": "/pieces/", "note": "/notes/", "finish": '"seal"'}[moment]
+        inside = f"{target}" if moment != "finish" else text * ("pieces/" not in str(target))
+        if target.is_relative_to(path) and wanted in inside and "seal" in text:
+            raise PermissionError(30, "Read-only file system")
+        original(target, text)
+
+    monkeypatch.setattr(cache, "_write_text", refuse)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with caplog.at_level(logging.INFO, "dynome_analysis.pipeline"), dask.config.set({"temporary-directory": scratch}):
         found = dya.analyze(dya.open_recording(path))
-    assert "not caching" in caplog.text
-    assert found.sizes["snapshot"] == 4
-    dya.analyze(dya.open_recording(path))
-    assert len(computations) == 2
+    assert "not caching analyze: " in caplog.text
+    assert "cannot be written (Read-only file system)" in caplog.text
+    xr.testing.assert_identical(found.compute(), expected)
+    assert len(list(scratch.iterdir())) == 1
+    del found
+    gc.collect()
+    assert list(scratch.iterdir()) == []
+
+
+def test_nowhere_to_write_is_one_clear_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(target: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_write_text", refuse)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+        dya.analyze(dya.open_recording(path))
 
 
 def test_a_damaged_root_does_not_end_caching(path: Path, computations: list[int]) -> None:
@@ -164,26 +289,74 @@ def test_a_damaged_root_does_not_end_caching(path: Path, computations: list[int]
     (path / "analysis.zarr" / "zarr.json").write_text("{")
     dya.analyze(dya.open_recording(path), refresh=True)
     dya.analyze(dya.open_recording(path))
-    assert len(computations) == 2
+    assert len(computations) == 8
     assert xr.open_dataset(path / "analysis.zarr", engine="zarr", consolidated=False).sizes == {}
 
 
-def test_an_interrupted_write_leaves_nothing_under_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
+def test_a_failed_snapshot_costs_itself_only(
+    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = cache.ResultFolder.write_piece
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "_seal", interrupt)
+    def interrupt(self, row, *args):
+        if row == 2:
+            raise KeyboardInterrupt
+        original(self, row, *args)
+
+    with monkeypatch.context() as patch, dask.config.set(scheduler="synchronous"):
+        patch.setattr(cache.ResultFolder, "write_piece", interrupt)
         with pytest.raises(KeyboardInterrupt):
             dya.analyze(dya.open_recording(path))
-    assert results(path) == []
-    (partial,) = path.glob("analysis.zarr.*.partial")
+    (folder,) = results(path)
+    assert not json.loads((folder / "zarr.json").read_text())["attributes"]
+    computations.clear()
+    found = dya.analyze(dya.open_recording(path))
+    assert sorted(computations) == [2, 3]
+    assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
+
+
+def test_kill_minus_nine_costs_what_was_not_written(path: Path, computations: list[int]) -> None:
+    """A process that is killed inside its third snapshot leaves two pieces, which are not computed again."""
+    code = f"""
+import os, signal, dask
+import dynome_analysis as dya
+from dynome_analysis import cache, pipeline
+from dynome_analysis.aligned import write_aligned
+
+def killed(array, region, values):
+    if region[0].start == 2 and "h1_birth" in str(array.store_path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_aligned(array, region, values)
+
+cache.write_aligned = killed
+pipeline.code_version = lambda: {pipeline.code_version()!r}  # files may be edited while tests run
+with dask.config.set(scheduler="synchronous"):
+    dya.analyze(dya.open_recording({str(path)!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    (folder,) = results(path)
+    assert sorted(record.name for record in (folder / "pieces").iterdir() if record.is_dir()) == ["0", "1"]
+    assert (folder / "deaths" / "c" / "2" / "0").exists()
+    found = dya.analyze(dya.open_recording(path))
+    assert sorted(computations) == [2, 3]
+    assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
+
+
+def test_what_killed_processes_left_is_swept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dya.analyze(dya.open_recording(path))
-    assert partial.exists(), "another process may still be writing it"
-    old = time.time() - 2 * cache.STALE_SECONDS
-    os.utime(partial, (old, old))
+    (folder,) = results(path)
+    old, new = folder / "deaths" / "c" / "1" / "0.old.partial", folder / "deaths" / "c" / "1" / "0.new.partial"
+    elsewhere = path / "analysis.zarr.old.partial"
+    elsewhere.mkdir()
+    for left in (old, new):
+        left.write_bytes(b"")
+    long_ago = time.time() - 2 * cache.STALE_SECONDS
+    os.utime(old, (long_ago, long_ago))
     dya.analyze(dya.open_recording(path), refresh=True)
-    assert not partial.exists()
+    assert not old.exists()
+    assert not elsewhere.exists()
+    assert new.exists(), "another process may be writing it now"
 
 
 def test_a_cached_result_does_not_hide_a_damaged_recording(path: Path) -> None:
@@ -238,13 +411,132 @@ def test_a_pattern_that_matches_nothing_is_refused_before_any_work(path: Path, c
     assert computations == []
 
 
+def test_counted_deaths_are_within_their_bound(path: Path) -> None:
+    recording = dya.open_recording(path)
+    exact, counted = dya.analyze(recording), dya.analyze(recording, deaths="histogram")
+    assert "deaths" not in counted
+    bound = counted.attrs["deaths_bound"]
+    assert bound == 0.5 / counted.sizes["bin"]
+    for row in range(4):
+        values = np.repeat(counted["weight"].values, counted["death_counts"].values[row])
+        np.testing.assert_allclose(values, exact["deaths"].values[row], atol=bound, rtol=0)
+    apart = 2 * bound * np.sqrt(exact.sizes["death"])
+    for name in ("reconfiguration_deaths", "reconfiguration_top", "distance_matrix", "noise_floor_two_halves"):
+        np.testing.assert_allclose(counted[name], exact[name], atol=2 * apart, rtol=0, err_msg=name)
+    for name in ("births", "h1_birth", "dead_units", "reconfiguration_frobenius", "reconfiguration_wasserstein"):
+        np.testing.assert_array_equal(counted[name], exact[name], err_msg=name)
+    np.testing.assert_allclose(counted["mean_absolute_correlation"], exact["mean_absolute_correlation"], atol=bound)
+
+
+def test_the_streaming_route_says_the_same_without_loops(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recording = dya.open_recording(path)
+    counted = dya.analyze(recording, deaths="histogram")
+    with caplog.at_level(logging.INFO, "dynome_analysis.pipeline"):
+        streamed = dya.analyze(recording, memory_limit=1000)
+    assert "streaming, without H1 and with deaths counted in bins" in caplog.text
+    assert "H1 is left out of 4 of 4 snapshots" in caplog.text
+    assert streamed.attrs["route"] == "streaming"
+    assert "needs the whole connectome" in streamed.attrs["h1"]
+    assert counted.attrs["h1"] == "computed"
+    assert streamed["h1_birth"].shape == (4, 0)
+    assert np.isnan(streamed["functional_persistence"]).all()
+    assert np.isnan(streamed["reconfiguration_wasserstein"]).all()
+    apart = 4 * counted.attrs["deaths_bound"] * np.sqrt(172)
+    for name in ("reconfiguration_deaths", "distance_matrix", "noise_floor_two_halves", "noise_floor_paired"):
+        np.testing.assert_allclose(streamed[name], counted[name], atol=apart, rtol=0, err_msg=name)
+    for name in ("births", "reconfiguration_births", "reconfiguration_frobenius", "mean_absolute_correlation"):
+        np.testing.assert_allclose(streamed[name], counted[name], atol=2e-5, rtol=0, err_msg=name)
+    np.testing.assert_array_equal(streamed["dead_units"], counted["dead_units"])
+    assert dya.analyze(recording, route="streaming").attrs["route"] == "streaming"
+
+
+def test_a_whole_result_is_read_however_little_memory_is_free(
+    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dya.analyze(dya.open_recording(path))
+    monkeypatch.setattr(pipeline, "worker_memory", lambda: 1000)
+    assert dya.analyze(dya.open_recording(path)).attrs["route"] == "dense"
+    assert dya.analyze(dya.open_recording(path), seed=1).attrs["route"] == "streaming"
+    assert dya.analyze(dya.open_recording(path), seed=1, deaths="exact").attrs["route"] == "dense"
+
+
+def test_loops_that_need_too_much_memory_are_left_out_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = dya.analyze(dya.open_recording(path), route="dense", engine="dynome", memory_limit=2000)
+    assert found.attrs["h1"].startswith("left out of 4 of 4 snapshots: H1 is left out: loops of 20 units need more")
+    assert found.attrs["h1"] in caplog.text
+    assert np.isnan(found["functional_persistence"]).all()
+    assert not np.isnan(found["reconfiguration_top"][1:]).any()
+    none = dya.analyze(dya.open_recording(path), engine="none")
+    assert "as asked for" in none.attrs["h1"]
+    assert np.isnan(none["reconfiguration_wasserstein"]).all()
+
+
+def test_measure_and_units_are_those_of_connectomes(path: Path) -> None:
+    recording = dya.open_recording(path)
+    found = dya.analyze(recording, measure="spearman", units=9, seed=3)
+    connectomes = dya.connectomes(recording, measure="spearman", units=9, seed=3)
+    xr.testing.assert_equal(found[["births", "deaths", "dead_units"]].compute(),
+                            dya.graph_homology(connectomes).compute())  # fmt: skip
+    np.testing.assert_array_equal(found["unit"], connectomes["unit"])
+    assert found.attrs["units"] == 9
+    assert found["births"].shape == (4, 8)
+
+
+def test_until_an_epoch(make_recording: MakeRecording) -> None:
+    def diverge(moment: Moment) -> Moment:
+        broken = {site: np.full_like(values, np.inf) for site, values in (moment.probe or {}).items()}
+        return replace(moment, probe=broken) if moment.epoch >= 3 else moment
+
+    recording = dya.open_recording(make_recording(epochs=5, change=diverge))
+    with pytest.raises(InvalidDataError, match="at epoch 3"):
+        dya.analyze(recording, route="streaming")
+    found = dya.analyze(recording, until=2)
+    assert found["epoch"].values.tolist() == [0, 1, 2]
+    whole = dya.analyze(dya.open_recording(make_recording(epochs=5)))
+    np.testing.assert_array_equal(found["reconfiguration_top"], whole["reconfiguration_top"][:3])
+    with pytest.raises(InvalidArgumentError, match="no snapshot up to epoch -1; its first is of epoch 0"):
+        dya.analyze(recording, until=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "kendall"}, "measure must be one of pearson, .*'kendall'"),
+        ({"deaths": "all"}, "deaths must be one of auto, exact, histogram; got 'all'"),
+        ({"route": "tiles"}, "route must be one of auto, dense, streaming; got 'tiles'"),
+        ({"engine": "fast"}, "engine must be one of .*'fast'"),
+        ({"route": "streaming", "deaths": "exact"}, "streaming route cannot do deaths='exact'"),
+        ({"route": "streaming", "measure": "cosine"}, "streaming route cannot do measure='cosine'"),
+        ({"units": 1}, "units must lie between"),
+    ],
+)
+def test_wrong_choices_are_refused_before_any_work(
+    path: Path, computations: list[int], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        dya.analyze(dya.open_recording(path), **options)
+    assert computations == []
+
+
 def test_no_warning_comes_from_a_plain_call(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dya.analyze(dya.open_recording(path))
 
 
-def test_the_code_version_names_every_source_of_numbers() -> None:
-    assert pipeline.code_version() == pipeline.code_version()
-    folder = Path(pipeline.__file__).parent
-    assert all((folder / name).exists() for name in pipeline.SOURCES)
+def test_the_code_version_changes_with_every_module_that_makes_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dynome_analysis"
+    shutil.copytree(Path(pipeline.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pipeline, "__file__", str(folder / "pipeline.py"))
+    version = pipeline.code_version.__wrapped__
+    first = version()
+    assert version() == first
+    assert all((folder / name).exists() for name in pipeline.NOT_NUMBERS)
+    (folder / "tables.py").write_text("changed")
+    assert version() == first
+    for name in ("kernels/multiset.py", "labelled/connectomes.py", "new.py"):
+        before = version()
+        (folder / name).write_text("changed")
+        assert version() != before, name
