@@ -56,8 +56,8 @@ def diagram_distance(
     Notes
     -----
     The conventions of others, as (order, ground norm): persim's ``wasserstein`` (1, 2), its ``bottleneck`` (inf, inf);
-    gudhi's ``hera.wasserstein_distance(order=p, internal_p=q)`` (p, q) and giotto-tda's "wasserstein" (p, inf), p = 2 by
-    default, both within a ``delta``; ``bottleneck_distance`` of ``gudhi.hera`` and of ``gudhi``, giotto-tda's
+    gudhi's ``hera.wasserstein_distance(order=p, internal_p=q)`` (p, q) and giotto-tda's "wasserstein" (p, inf), p = 2
+    by default, both within a ``delta``; ``bottleneck_distance`` of ``gudhi.hera`` and of ``gudhi``, giotto-tda's
     "bottleneck": (inf, inf). (``gudhi.bottleneck_distance`` of gudhi 3.13 answers too much in about one of a hundred
     diagrams of a few points; the other two do not.)
 

@@ -1,20 +1,23 @@
 """Labelled results equal the numbers, lazily where they can be, with provenance, and refuse what they cannot read."""
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
 
 import dynome_analysis as dya
 from dynome_analysis.correlation import correlate
-from dynome_analysis.distance import diagram_distance, sorted_distance
+from dynome_analysis.distance import diagram_distance, pairwise_distances, sorted_distance
 from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.labelled.centroids import topological_centroid
 from dynome_analysis.persistence import rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
@@ -127,6 +130,128 @@ def test_distances_equal_the_numbers(
     assert matrix.coords["epoch_"].dims == ("snapshot_",)
 
 
+@pytest.mark.parametrize("memory_limit", [1, 4 * 20 * 19 * 2, 1 << 30])
+@pytest.mark.parametrize(("metric", "order"), [("top", 2.0), ("deaths", 1.0), ("frobenius", np.inf)])
+def test_a_matrix_in_blocks_of_snapshots_is_the_matrix(
+    recording: dya.Recording, metric: str, order: float, memory_limit: int
+) -> None:
+    lazy = dya.connectomes(recording)
+    signature = lazy if metric == "frobenius" else dya.graph_homology(lazy)
+    whole = dya.distance_matrix(signature.compute(), metric=metric, order=order)
+    calls: list[tuple[str, int, int]] = []
+    found = dya.distance_matrix(
+        signature,
+        metric=metric,
+        order=order,
+        memory_limit=memory_limit,
+        progress=lambda *report: calls.append(report),
+    )
+    xr.testing.assert_identical(found, whole)
+    assert calls[-1][1] == calls[-1][2] > 0
+    assert json.loads(found.attrs["parameters"])["distance_matrix"]["metric"] == metric
+
+
+def test_a_lazy_matrix_holds_two_blocks_at_a_time() -> None:
+    alive: set[int] = set()
+    most = 0
+
+    def load(block: np.ndarray, block_info: dict) -> np.ndarray:
+        nonlocal most
+        made = np.sort(np.random.default_rng(block_info[0]["chunk-location"][0]).random((1, 1000)), axis=1)
+        alive.add(id(made))
+        weakref.finalize(made, alive.discard, id(made))
+        most = max(most, len(alive))
+        return made
+
+    rows = da.map_blocks(load, da.zeros((12, 1000), chunks=(1, 1000)), dtype=float)
+    signature = xr.Dataset({"deaths": (("snapshot", "death"), rows)})
+    found = dya.distance_matrix(signature, metric="deaths", memory_limit=4 * 8000)
+    assert most <= 6  # two blocks of two, and one that a thread has just made each
+    expected = pairwise_distances([signature["deaths"].to_numpy()])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_deaths_in_a_histogram_carry_their_bound(recording: dya.Recording, eager: bool) -> None:
+    connectomes = dya.connectomes(recording)
+    exact, counted = (dya.graph_homology(connectomes, deaths=kind) for kind in ("exact", "histogram"))
+    if eager:
+        exact, counted = exact.compute(), counted.compute()
+    for metric in ("top", "deaths"):
+        for function in (dya.reconfiguration, dya.distance_matrix):
+            expected, found = function(exact, metric=metric), function(counted, metric=metric)
+            bound = found.attrs["bound"]
+            assert bound == pytest.approx(np.sqrt(exact.sizes["death"]) / 65536)
+            assert np.nanmax(abs(found - expected)) <= bound
+            assert "bound" not in expected.attrs
+    assert "bound" not in dya.reconfiguration(counted, metric="births").attrs
+
+
+@pytest.mark.parametrize("metric", ["top", "wasserstein", "frobenius"])
+def test_one_reference_for_all_snapshots(recording: dya.Recording, metric: str) -> None:
+    connectomes = dya.connectomes(recording)
+    signature = {"top": dya.graph_homology, "wasserstein": dya.rips, "frobenius": lambda lazy: lazy}[metric](
+        connectomes
+    )
+    matrix = dya.distance_matrix(signature, metric=metric)
+    first = dya.reconfiguration(signature, metric=metric, reference="first")
+    np.testing.assert_allclose(first, matrix[0], rtol=1e-12)
+    for chosen in (signature.isel(snapshot=2), signature.isel(snapshot=[2]).compute()):
+        given = dya.reconfiguration(signature, metric=metric, reference=chosen)
+        np.testing.assert_allclose(given, matrix[2], rtol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="a reference is one graph, this one has 4 snapshots"):
+        dya.reconfiguration(signature, metric=metric, reference=signature)
+    with pytest.raises(InvalidArgumentError, match="reference must be 'previous', 'first' or the signature"):
+        dya.reconfiguration(signature, metric=metric, reference="last")  # type: ignore[arg-type]
+
+
+def test_orders_and_norms_reach_the_numbers(recording: dya.Recording, matrices: list[np.ndarray]) -> None:
+    connectomes = dya.connectomes(recording)
+    loops = [rips_diagrams(matrix)[1] for matrix in matrices]
+    diagrams = dya.rips(connectomes)
+    found = dya.distance_matrix(diagrams, metric="wasserstein", order=np.inf, ground_norm=np.inf)
+    assert found[0, 1] == diagram_distance(loops[0], loops[1], order=np.inf, ground_norm=np.inf)
+    assert json.loads(found.attrs["parameters"])["distance_matrix"] == {
+        "metric": "wasserstein",
+        "order": "inf",
+        "ground_norm": "inf",
+    }
+    change = dya.reconfiguration(diagrams, metric="wasserstein", order=1, ground_norm=1)
+    assert change[1] == diagram_distance(loops[0], loops[1], order=1, ground_norm=1)
+    births = [births_and_deaths(matrix)[0] for matrix in matrices]
+    change = dya.reconfiguration(dya.graph_homology(connectomes), metric="births", order=np.inf)
+    assert change[1] == np.abs(births[1].astype(float) - births[0]).max()
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 2.0, 1.0]])
+def test_the_centroid_of_snapshots(
+    recording: dya.Recording, matrices: list[np.ndarray], weights: list[float] | None
+) -> None:
+    lazy = dya.graph_homology(dya.connectomes(recording))
+    found = topological_centroid(lazy, weights=weights)
+    xr.testing.assert_allclose(found, topological_centroid(lazy.compute(), weights=weights), rtol=1e-12)
+    for position, name in enumerate(("births", "deaths")):
+        rows = [births_and_deaths(matrix)[position].astype(float) for matrix in matrices]
+        np.testing.assert_allclose(found[name], np.average(rows, axis=0, weights=weights), rtol=1e-12)
+    to_centroid = (dya.reconfiguration(lazy, reference=found) ** 2).weighted(
+        xr.DataArray(weights or [1.0] * 4, dims="snapshot")
+    )
+    for snapshot in range(4):
+        to_snapshot = dya.reconfiguration(lazy, reference=lazy.isel(snapshot=snapshot)) ** 2
+        assert to_centroid.mean() <= to_snapshot.weighted(to_centroid.weights).mean()
+    assert json.loads(found.attrs["parameters"])["topological_centroid"]["sizes"] is None
+    small = topological_centroid(lazy, weights=weights, sizes=(5, 7))
+    assert dict(small.sizes) == {"birth": 5, "death": 7}
+    counted = dya.graph_homology(dya.connectomes(recording), deaths="histogram")
+    np.testing.assert_allclose(
+        topological_centroid(counted, weights=weights, sizes=(5, 7))["deaths"], small["deaths"], atol=1e-5
+    )
+    with pytest.raises(InvalidDataError, match="the centroid of histograms needs a size"):
+        topological_centroid(counted)
+    with pytest.raises(InvalidArgumentError, match="as many weights as snapshots are needed; got 1 for 4"):
+        topological_centroid(lazy, weights=[1.0])
+
+
 def test_the_noise_floor_is_what_its_formula_says(recording: dya.Recording) -> None:
     found = dya.noise_floor(recording, seed=5)
     halves = dya.noise_floor(recording, seed=6)
@@ -194,7 +319,9 @@ def test_what_a_metric_cannot_read_is_said(recording: dya.Recording) -> None:
         dya.distance_matrix(dya.graph_homology(connectomes), metric="wasserstein")
     with pytest.raises(InvalidArgumentError, match="metric must be one of top, births"):
         dya.reconfiguration(connectomes, metric="cosine")  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="measure must be one of pearson, spearman, cosine, partial; got 'tau'"):
+    with pytest.raises(
+        InvalidArgumentError, match="measure must be one of pearson, spearman, cosine, partial; got 'tau'"
+    ):
         dya.connectomes(recording, measure="tau")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match=r"connectomes must be a DataArray \(snapshot, unit, unit_\)"):
         dya.graph_homology(recording.activations())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dynome_analysis.reading import SnapshotReader
     from dynome_analysis.recording import Recording
 
-__all__ = ["distance_matrix", "half_homologies", "noise_floor", "reconfiguration"]
+__all__ = ["distance_matrix", "noise_floor", "reconfiguration"]
 
 # 1 GiB of sorted weights: 128 snapshots of 2,048 units.
 MEMORY_LIMIT = 1 << 30
@@ -100,12 +100,12 @@ def reconfiguration(
                 f"reference must be 'previous', 'first' or the signature of one graph; got {reference!r}"
             )
         pairs = list(pairwise(rows)) if reference == "previous" else [(rows[0], row) for row in rows]
-        compared = reference
+        compared: str = reference
     else:
         fixed = signature_rows(find_arrays(reference, metric), metric=metric, least=1)
         if len(fixed) != 1:
             raise InvalidArgumentError(
-                f"a reference is one graph; this signature has {len(fixed)} snapshots: choose one with isel(snapshot=...)"
+                f"a reference is one graph, this one has {len(fixed)} snapshots: choose one with isel(snapshot=...)"
             )
         pairs = [(fixed[0], row) for row in rows]
         compared = "given"
@@ -313,7 +313,7 @@ def noise_floor(
     )
 
 
-def half_homologies(
+def _half_homologies(
     activations: NDArray[np.floating[Any]], reader: SnapshotReader, position: int, seed: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Return (births, deaths) of the connectome of either half of the samples; empty with fewer than four samples."""
@@ -324,7 +324,7 @@ def half_homologies(
 
 
 def _read_halves(reader: SnapshotReader, position: int, seed: int, metric: SortedMetric) -> list[Any]:
-    pairs = half_homologies(reader.joint(position), reader, position, seed)
+    pairs = _half_homologies(reader.joint(position), reader, position, seed)
     chosen = {"births": slice(0, 1), "deaths": slice(1, 2), "top": slice(0, 2)}[metric]
     return [pair[chosen] for pair in pairs] or [None, None]
 
