@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.kernels.summaries import SUMS, summarise_points, summarise_sorted
+from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.kernels.summaries import SUMS, summarise_counted, summarise_points, summarise_sorted
 from dynome_analysis.layouts import check_points
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
@@ -120,20 +121,48 @@ def summarise_births(
     -----
     O(unit + threshold) time, no copy of float32 or float64.
     """
-    summary, reached = _summarise_weights(births, thresholds)
-    return _summary(summary, reached + 1)
+    sums, reached = _summarise_weights(births, thresholds)
+    return _summary(sums, reached + 1)
 
 
 def summarise_deaths(
-    deaths: NDArray[np.floating[Any]], *, thresholds: NDArray[np.floating[Any]] | tuple[float, ...] = ()
+    deaths: NDArray[np.floating[Any]] | WeightHistogram,
+    *,
+    thresholds: NDArray[np.floating[Any]] | tuple[float, ...] = (),
 ) -> Summary:
     """Summarise the deaths of cycles of one connectome.
 
-    As `summarise_births` otherwise; ``betti`` is beta1, the number of independent cycles of the graph of edges heavier
-    than the threshold: the number of deaths above it. O(death + threshold) time, no copy.
+    Parameters
+    ----------
+    deaths : floating, shape (death,), or WeightHistogram
+        Ascending, finite, not negative; or counted in bins, each death then standing at the centre of its bin, within
+        the histogram's ``bound`` of where it is.
+    thresholds : floating, shape (threshold,)
+        Ascending weights.
+
+    Returns
+    -------
+    Summary
+        Of the weights; ``betti`` is beta1, the number of independent cycles of the graph of edges heavier than the
+        threshold: the number of deaths above it.
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidDataError
+        As `summarise_births`.
+
+    Notes
+    -----
+    O(death + threshold) time, no copy of float32 or float64; O(bin + threshold) for a histogram, which is never
+    expanded.
     """
-    summary, reached = _summarise_weights(deaths, thresholds)
-    return _summary(summary, int(summary[0]) - reached)
+    if isinstance(deaths, WeightHistogram):
+        grid = check_thresholds(thresholds)
+        sums, reached = np.empty(len(SUMS)), np.empty(grid.size, np.int64)
+        summarise_counted(deaths.centres, deaths.counts, grid, sums, reached)
+    else:
+        sums, reached = _summarise_weights(deaths, thresholds)
+    return _summary(sums, int(sums[0]) - reached)
 
 
 def check_thresholds(thresholds: NDArray[np.floating[Any]] | tuple[float, ...]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from persim.persistent_entropy import persistent_entropy
 
 import dynome_analysis as dya
+from dynome_analysis.histogram import WeightHistogram
 from dynome_analysis.homology import births_and_deaths
 from dynome_analysis.labelled.summaries import diagram_summaries
 from dynome_analysis.layouts import to_giotto
@@ -80,6 +81,20 @@ def test_weight_summaries_equal_their_definitions_and_count_the_parts_of_the_gra
     at = grid >= 0  # below 0 an edge of weight 0 would count as heavier, and the graph has none
     expected = [naive.components_and_cycles(matrix, threshold) for threshold in grid[at]]
     assert list(zip(components.betti[at].tolist(), cycles.betti[at].tolist(), strict=True)) == expected
+
+
+@unhurried
+@given(weights(largest=9), st.sampled_from([4, 64]))
+def test_counted_deaths_are_those_at_the_centres_of_their_bins(connectome: NDArray[np.float32], bins: int) -> None:
+    _, died = births_and_deaths(connectome)
+    histogram = WeightHistogram.of(died, bins=bins)
+    found = summarise_deaths(histogram, thresholds=GRID)
+    expected = summarise_deaths(histogram.values(), thresholds=GRID)
+    assert (found.number, found.linf) == (expected.number, expected.linf)
+    for name in ("total", "l2", "entropy"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12, nan_ok=True)
+    np.testing.assert_array_equal(found.betti, expected.betti)
+    assert abs(found.total - summarise_deaths(died).total) <= histogram.bound * died.size + 1e-12
 
 
 @unhurried
@@ -213,6 +228,17 @@ def test_births_and_deaths_of_a_recording(connectomes: xr.DataArray, matrices: l
     with dask.config.set(scheduler="synchronous"):
         xr.testing.assert_identical(diagram_summaries(lazy.chunk({"snapshot": 2}), thresholds=11), found)
     assert found.attrs["recording"] == connectomes.attrs["recording"]
+
+
+def test_counted_deaths_of_a_recording(connectomes: xr.DataArray) -> None:
+    counted = dya.graph_homology(connectomes, deaths="histogram", bins=256)
+    found = diagram_summaries(counted, thresholds=3)
+    assert found["part"].to_numpy().tolist() == ["births", "deaths"]
+    for position in range(3):
+        histogram = WeightHistogram(counted["death_histogram"].to_numpy()[position])
+        assert_part(found, "deaths", position, summarise_deaths(histogram, thresholds=(0, 0.5, 1)))
+    renamed = counted.rename(death_histogram="death_counts")  # as an analysis calls it
+    xr.testing.assert_equal(diagram_summaries(renamed, thresholds=3), found)
 
 
 def test_diagrams_of_a_recording(connectomes: xr.DataArray, matrices: list[NDArray[np.float32]]) -> None:

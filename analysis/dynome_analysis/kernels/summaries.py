@@ -11,9 +11,9 @@ from .flags import kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SUMS", "summarise_points", "summarise_sorted"]
+__all__ = ["SUMS", "summarise_counted", "summarise_points", "summarise_sorted"]
 
-# Columns of the sums that both kernels write.
+# Columns of the sums that every kernel writes.
 SUMS = ("number", "infinite", "total", "squares", "largest", "logarithms")
 
 
@@ -101,9 +101,9 @@ def summarise_sorted(
     One merge of values and thresholds, O(n + threshold); sums are float64.
     """
     sums[:] = 0.0
-    total = 0.0
-    squares = 0.0
-    logarithms = 0.0
+    total = np.float64(0.0)
+    squares = np.float64(0.0)
+    logarithms = np.float64(0.0)
     position = 0
     for index in range(values.shape[0]):
         value = np.float64(values[index])
@@ -120,3 +120,33 @@ def summarise_sorted(
     sums[3] = squares
     sums[4] = values[-1] if values.shape[0] > 0 else 0.0
     sums[5] = logarithms
+
+
+@kernel
+def summarise_counted(
+    values: NDArray[np.floating[Any]],
+    counts: NDArray[np.int64],
+    grid: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    reached: NDArray[np.int64],
+) -> None:
+    """Write what `summarise_sorted` would write if every value were repeated ``counts`` times; O(n + threshold)."""
+    sums[:] = 0.0
+    number = 0
+    position = 0
+    for index in range(values.shape[0]):
+        count = counts[index]
+        if count == 0:
+            continue
+        value = np.float64(values[index])
+        while position < grid.shape[0] and grid[position] < value:
+            reached[position] = number
+            position += 1
+        number += count
+        sums[2] += count * value
+        sums[3] += count * value * value
+        sums[4] = value
+        if value > 0.0:
+            sums[5] += count * value * np.log2(value)
+    reached[position:] = number
+    sums[0] = number

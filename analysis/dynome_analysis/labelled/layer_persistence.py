@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
-from dynome_analysis.graphs.structure import CONVOLUTIONS, LINEAR
+from dynome_analysis.graphs.walk import CONVOLUTIONS, LINEAR
 from dynome_analysis.layer_persistence import (
     Scale,
     check_order,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
+from dynome_analysis.histogram import WeightHistogram
 from dynome_analysis.labelled.blocks import moments, one_snapshot_per_chunk
 from dynome_analysis.labelled.exchange import diagrams_by_degree
 from dynome_analysis.provenance import provenance
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["diagram_summaries"]
 
-WEIGHTS: dict[str, Callable[..., Summary]] = {"births": summarise_births, "deaths": summarise_deaths}
+
+def _summarise_counts(counts: NDArray[np.int64], *, thresholds: NDArray[np.float64]) -> Summary:
+    return summarise_deaths(WeightHistogram(counts), thresholds=thresholds)
+
+
+# Variables of a signature that are no diagrams: the part that each makes, and how.
+WEIGHTS: dict[str, tuple[str, Callable[..., Summary]]] = {
+    "births": ("births", summarise_births),
+    "deaths": ("deaths", summarise_deaths),
+    "death_histogram": ("deaths", _summarise_counts),
+    "death_counts": ("deaths", _summarise_counts),
+}
 COUNTS = ("number", "infinite")
 LENGTHS = ("total", "l2", "linf")
 
@@ -78,8 +90,8 @@ def diagram_summaries(
 
     Notes
     -----
-    METHODS.md section 3. One pass over each snapshot, one snapshot per task: O(n) time for n births, deaths or points,
-    no memory beside them.
+    METHODS.md section 3. Deaths that were counted in bins stand at the centres of their bins. One pass over each
+    snapshot, one snapshot per task: O(n) time for n births, deaths or points, no memory beside them.
     """
     grid = check_thresholds(np.linspace(0, 1, thresholds) if isinstance(thresholds, int) else np.asarray(thresholds))
     parts = _tasks(signature, grid)
@@ -115,10 +127,10 @@ def _tasks(signature: xr.Dataset, grid: NDArray[np.float64]) -> dict[str, list[A
     """Return, for each part that the signature holds, one lazy summary per snapshot."""
     held = set(getattr(signature, "data_vars", ()))
     tasks: dict[str, list[Any]] = {}
-    for name, summarise in WEIGHTS.items():
+    for name, (part, summarise) in WEIGHTS.items():
         if name in held:
             blocks = one_snapshot_per_chunk(signature[name]).data.to_delayed().ravel()
-            tasks[name] = [dask.delayed(_summarise_row)(summarise, block, grid) for block in blocks]
+            tasks[part] = [dask.delayed(_summarise_row)(summarise, block, grid) for block in blocks]
     if held & {"birth", "h1_birth"}:
         diagrams = diagrams_by_degree(signature)
         for degree in diagrams[0]:
