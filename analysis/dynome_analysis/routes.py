@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dynome_analysis.correlation import DEAD_TOLERANCE, correlate
+from dynome_analysis.columns import DEAD_TOLERANCE
+from dynome_analysis.correlation import correlate
 from dynome_analysis.histogram import BINS, WeightHistogram
 from dynome_analysis.homology import births_and_deaths
 from dynome_analysis.streaming import stream_homology
@@ -77,7 +78,9 @@ def activation_signature(
         "auto": what `choose_route` says.
     memory_limit : int, optional
         Bytes, for `choose_route`.
-    threads, bins
+    threads : int, optional
+        As for `correlate` or `stream_homology`; all usable cores by default.
+    bins : int
         For the streaming route, see `stream_homology`.
     dead_tolerance : float
         As for `correlate`.
@@ -101,8 +104,8 @@ def activation_signature(
     if route == "streaming":
         streamed = stream_homology(activations, bins=bins, threads=threads, dead_tolerance=dead_tolerance)
         return ActivationSignature(streamed.births, streamed.deaths, streamed.dead, "streaming")
-    connectome, dead = correlate(activations, dead_tolerance=dead_tolerance)
-    births, deaths = births_and_deaths(connectome)
+    connectome, dead = correlate(activations, dead_tolerance=dead_tolerance, threads=threads)
+    births, deaths = births_and_deaths(connectome, check=False)
     return ActivationSignature(births, deaths, dead, "dense")
 
 
@@ -131,7 +134,8 @@ def choose_route(units: int, samples: int, memory_limit: int | None = None) -> R
 def dense_bytes(units: int, samples: int) -> int:
     """Return what the dense route takes beyond the activations: ``8 unit^2 + 4 sample unit`` bytes.
 
-    4 unit^2 for the connectome, 2 for its sorted edges, 2 for the deaths; and one float32 copy of the activations.
+    4 unit^2 for the connectome, 2 for its edges, which become the deaths, and 2 where a radix sort copies them; and one
+    float32 copy of the activations.
     """
     return 8 * units * units + 4 * samples * units
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import count, pairwise
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["reduce_tiles", "usable_cores"]
+__all__ = ["reduce_tiles"]
 
 # How many units all others are compared with beforehand, and how many times as many units there must be. [O]
 LANDMARKS = 128
@@ -32,11 +31,6 @@ ROOTS = 16
 # Edges that a thread keeps before it brings them to the forest: at least this, and this many per vertex. [O]
 KEPT = 1 << 16
 KEPT_PER_VERTEX = 4
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reduce_tiles(

@@ -1,12 +1,14 @@
 """Streaming gives the births and deaths of the whole connectome, whatever the tiles, threads and order of merging."""
 
 import pickle
+from collections.abc import Callable
 from itertools import combinations, combinations_with_replacement, pairwise
 from pathlib import Path
 
 import naive_streaming as naive
 import numpy as np
 import pytest
+import xarray as xr
 from connectome_strategies import activations
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,13 +17,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import dynome_analysis as dya
 from dynome_analysis import routes, tiling
-from dynome_analysis.correlation import correlate, standardise
+from dynome_analysis.columns import standardise
+from dynome_analysis.correlation import correlate
 from dynome_analysis.forests import EdgeList, GrowingForest, spanning_forest
 from dynome_analysis.histogram import WeightHistogram
 from dynome_analysis.homology import births_and_deaths
 from dynome_analysis.kernels.forests import ABSENT, LARGEST, tile_floors
 from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
+from dynome_analysis.labelled import tiles
+from dynome_analysis.labelled.tiles import tiled_homology
+from dynome_analysis.reading import decode
 from dynome_analysis.routes import activation_signature, choose_route, dense_bytes
 from dynome_analysis.streaming import (
     PartialHomology,
@@ -33,6 +40,7 @@ from dynome_analysis.streaming import (
     tile_homology,
 )
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.store import CommittedArray
 
 unhurried = settings(deadline=None, max_examples=100)
 BINS = 256
@@ -252,18 +260,18 @@ def test_missing_and_doubled_tiles_are_refused() -> None:
 
 def test_a_memory_limit_makes_tiles_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     values = latent(600)
-    tiles: list[int] = []
+    chosen: list[int] = []
     reduce_tiles = tiling.reduce_tiles
 
     def spy(*args: object, tile: int, **options: object) -> object:
-        tiles.append(tile)
+        chosen.append(tile)
         return reduce_tiles(*args, tile=tile, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("dynome_analysis.streaming.reduce_tiles", spy)
     enough = streaming_bytes(60, 600, tile=300, threads=1)
     found = stream_homology(values, tile=1200, threads=1, memory_limit=enough)
     stream_homology(values, tile=1200, threads=1, memory_limit=2 * enough)
-    assert tiles == [300, 1200]
+    assert chosen == [300, 1200]
     assert_streams(found, values)
 
 
@@ -417,3 +425,86 @@ def test_partial_results_are_arrays(small_steps: None) -> None:
     found = pickle.loads(pickle.dumps(tile_homology(latent(30), bins=BINS)))
     assert isinstance(found, PartialHomology)
     assert (found.weights.dtype, found.edges.dtype, found.dead.dtype) == (np.float32, np.int32, np.int64)
+
+
+@pytest.fixture
+def wide_recording(make_recording: Callable[..., Path]) -> dya.Recording:
+    return dya.open_recording(make_recording(epochs=2, sites={"first": 13, "second": 22, "third": 5}, dead_units=2))
+
+
+@pytest.mark.parametrize("tile", [2, 3, 1024])
+@pytest.mark.parametrize("edges", [False, True])
+def test_a_tree_of_tasks_gives_the_same(wide_recording: dya.Recording, tile: int, edges: bool) -> None:
+    values = wide_recording.activations()
+    for position in (0, -1):
+        expected = stream_homology(values.to_numpy()[position], bins=BINS, edges=edges)
+        for source in (wide_recording, values, values.compute()):
+            found = tiled_homology(source, position, tile=tile, bins=BINS, edges=edges)
+            np.testing.assert_allclose(found.births, expected.births, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(found.dead, expected.dead)
+            assert np.abs(np.cumsum(found.deaths.counts - expected.deaths.counts)).max() <= 2
+            assert (found.edges is None) == (not edges)
+    one = tiled_homology(values.isel(snapshot=1, drop=True), tile=tile, bins=BINS)
+    assert one.deaths == tiled_homology(wide_recording, 1, tile=tile, bins=BINS).deaths
+    chosen = tiled_homology(wide_recording, sites="second", tile=tile, bins=BINS)
+    assert_streams(chosen, wide_recording.activations("second").to_numpy()[-1])
+
+
+def test_the_tree_equals_the_whole_where_nothing_rounds() -> None:
+    values = exact(50)
+    values[:, [3, 40]] = 1
+    reports: list[tuple[str, int, int]] = []
+    found = tiled_homology(
+        xr.DataArray(values, dims=("sample", "unit")),
+        tile=3,
+        edges=True,
+        progress=lambda *report: reports.append(report),
+    )
+    expected = stream_homology(values, edges=True)
+    np.testing.assert_array_equal(found.births, expected.births)
+    np.testing.assert_array_equal(found.edges, expected.edges)
+    assert found.deaths == expected.deaths
+    assert reports[-1][1] == reports[-1][2] > 15
+
+
+def test_workers_read_the_columns_they_need(wide_recording: dya.Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, object]] = []
+    original = CommittedArray.__getitem__
+
+    def spy(array: CommittedArray, selection: object) -> object:
+        read.append((str(array.path), selection))
+        return original(array, selection)
+
+    monkeypatch.setattr(CommittedArray, "__getitem__", spy)
+    reader = wide_recording.reader()
+    columns = tiles._read_columns(reader, 1, 10, 20)
+    assert [selection[2] for _, selection in read] == [slice(10, 13), slice(0, 7)]  # type: ignore[index]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(columns, reader.joint(1)[:, 10:20])
+
+
+def test_a_diverged_snapshot_is_named(make_recording: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        values[0, 4] = np.nan
+        return values
+
+    recording = dya.open_recording(make_recording(epochs=1, sites={"first": 5, "second": 9}))
+    monkeypatch.setattr(tiles, "decode", lambda stored, dtype: poison(decode(stored, dtype).copy()))
+    with pytest.raises(InvalidDataError, match=r"activations of 'first' hold NaN .* at epoch 1 .*units 0 to 4"):
+        tiled_homology(recording, sites="first")
+
+
+def test_a_source_that_is_none_is_refused(wide_recording: dya.Recording) -> None:
+    values = wide_recording.activations()
+    with pytest.raises(InvalidArgumentError, match="DataArray"):
+        tiled_homology(values.to_numpy())  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="DataArray"):
+        tiled_homology(values.transpose("unit", "sample", "snapshot"))
+    with pytest.raises(InvalidArgumentError, match="chosen when"):
+        tiled_homology(values, sites="first")
+    with pytest.raises(InvalidArgumentError, match="from -3 to 2; got 3"):
+        tiled_homology(wide_recording, 3)
+    with pytest.raises(InvalidArgumentError, match="tile"):
+        tiled_homology(values, tile=0)
+    with pytest.raises(InvalidArgumentError, match="bins"):
+        tiled_homology(values, bins=3)

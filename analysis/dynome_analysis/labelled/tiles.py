@@ -9,8 +9,8 @@ import dask
 import numpy as np
 import xarray as xr
 
+from dynome_analysis.columns import DEAD_TOLERANCE, non_finite_units
 from dynome_analysis.compute import Progress, compute, one_blas_thread
-from dynome_analysis.correlation import DEAD_TOLERANCE, non_finite_units
 from dynome_analysis.histogram import BINS, check_bins
 from dynome_analysis.reading import decode
 from dynome_analysis.recording import Recording
