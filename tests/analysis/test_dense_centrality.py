@@ -142,14 +142,14 @@ def test_several_tiles_and_any_number_of_threads_give_the_same_bits(monkeypatch:
     np.testing.assert_allclose(one[0], matrix.astype(np.float64).sum(axis=1), rtol=1e-6)
 
 
-def test_more_columns_than_one_tile() -> None:
-    """4,096 columns are one tile; a star of 4,200 units is known in closed form."""
-    weights = np.zeros((4200, 4200), np.float32)
-    weights[0, 1:] = weights[1:, 0] = 0.5
-    strength, found = dense_centrality(weights, check=False)
-    assert strength[0] == 0.5 * 4199
-    assert found.eigenvalue == pytest.approx(0.5 * np.sqrt(4199), rel=1e-6)
-    np.testing.assert_allclose(found.values[1:], np.sqrt(0.5 / 4199), atol=1e-6)
+@pytest.mark.parametrize("tile", [64, 70, 200])
+def test_more_columns_than_one_tile(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = structured("latent", 300)
+    expected = dense_centrality(matrix)
+    monkeypatch.setattr("dynome_analysis.graphs.dense.SPAN", tile)
+    strength, found = dense_centrality(matrix)
+    np.testing.assert_allclose(strength, matrix.astype(np.float64).sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(found.values, expected[1].values, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [2.0**-140, 2.0**-60, 2.0**100])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["LANES", "PANEL", "SPAN", "label_parts", "multiply_symmetric"]
 
 PANEL = 64  # rows of one panel
-SPAN = 4096  # columns of one tile: 16 kB of partial sums, which stay in the first cache
+SPAN = 4096  # columns of one tile, where the caller does not know better: 16 kB of sums, which stay in the first cache
 LANES = 32  # partial sums per row
 
 
@@ -40,8 +40,8 @@ def multiply_symmetric(
     first, step : int
         Which panels, so that several threads can share the work.
     out : float64, shape (unit,)
-    columns : float32, shape (4096,)
-        Work space (``SPAN``).
+    columns : float32, shape (span,)
+        Work space; its length is the number of columns of one tile (``SPAN``), at least that of a panel (``PANEL``).
     lanes : float32, shape (128,)
         Work space (4 * ``LANES``).
 
@@ -52,6 +52,7 @@ def multiply_symmetric(
     because the compiler may not reorder a single one into vector instructions.
     """
     n = matrix.shape[0]
+    tile = columns.shape[0]
     for panel in range(first, (n + PANEL - 1) // PANEL, step):
         top = panel * PANEL
         bottom = min(top + PANEL, n)
@@ -67,8 +68,8 @@ def multiply_symmetric(
             columns[i - top] = kept
         for j in range(width):
             out[top + j] += columns[j]
-        for left in range(bottom, n, SPAN):
-            width = min(SPAN, n - left)
+        for left in range(bottom, n, tile):
+            width = min(tile, n - left)
             whole = width - width % LANES
             span = x[left : left + width]
             for j in range(width):
