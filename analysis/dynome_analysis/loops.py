@@ -50,7 +50,7 @@ HEAVIEST_FIRST = 0x7FFFFFFF
 MOST_UNITS = 1 << 16
 # Edges are drawn and sorted a slice at a time: the first slices are usually all that is needed.
 SLICE = 1 / 6
-# A walk of this many steps per unit has become the exception that `add_path` provides for.
+# A walk of this many steps per unit has become the exception that `walk_loop` provides for.
 STEPS_PER_UNIT = 16
 
 

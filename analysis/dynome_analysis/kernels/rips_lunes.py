@@ -12,7 +12,7 @@ import numpy as np
 
 from .bits import lowest_bit
 from .flags import kernel
-from .rips_reduction import ALIVE, BORN, PENDING, TREE_EDGE, LoopState, add_path, reduce_column
+from .rips_reduction import ALIVE, BORN, PENDING, TREE_EDGE, LoopState, reduce_column, sweep_loop, walk_loop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def follow_edges(
     flip, bound : int
         Keys are ``bits ^ flip``; edges with a key of ``bound`` or more do not belong to the filtration.
     patience : int
-        Longest walk, see `rips_reduction.add_path`.
+        Longest walk, see `rips_reduction.walk_loop`.
 
     Returns
     -------
@@ -64,16 +64,20 @@ def follow_edges(
     -----
     O(units / 64) word operations for most edges, O(units^2 / 64) for a lune that is sparse inside. No allocation.
     """
+    label = state.label
     adjacency = state.adjacency
+    path = state.path
+    lune = state.lune
+    rest = state.rest
     counters = state.counters
     words = adjacency.shape[1]
-    if counters[ALIVE] == 0 and _none_to_come(state, bits, flip, bound):
+    if counters[ALIVE] == 0 and _none_to_come(adjacency, label, counters, bits, flip, bound):
         return FINISHED, start
     for at in range(start, edges.size):
         edge = int(np.int64(edges[at]))
         key = edge >> 32
-        i = int(state.label[(edge >> 16) & 65535])
-        j = int(state.label[edge & 65535])
+        i = int(label[(edge >> 16) & 65535])
+        j = int(label[edge & 65535])
         if j < i:
             i, j = j, i
         alive = counters[ALIVE]
@@ -85,39 +89,59 @@ def follow_edges(
         if w == words:
             if counters[BORN] == state.born.size:
                 return FULL, at
-            _close(state, i, j, key)
+            path[i, j] = _close(state.parent, counters, state.born, state.died, i, j, key)
         else:
             middle = (w << 6) + lowest_bit(first[w] & second[w])
-            state.path[i, j] = middle
-            if alive > 0 and not _fill(state, i, j, middle, key, bits, flip, patience):
-                return FULL, at
+            path[i, j] = middle
+            if alive > 0:
+                third = adjacency[middle]
+                left = ZERO
+                for v in range(words):
+                    common = first[v] & second[v]
+                    outside = common & ~third[v]
+                    lune[v] = common & third[v]
+                    rest[v] = outside
+                    left |= outside
+                if (
+                    left != ZERO
+                    and _leave_components(lune, rest, adjacency, state.stack)
+                    and not _fill(state, i, j, middle, key, bits, flip, patience)
+                ):
+                    return FULL, at
         first[j >> 6] |= ONE << np.uint64(j & 63)
         second[i >> 6] |= ONE << np.uint64(i & 63)
         if counters[ALIVE] == 0:
-            p = state.label[counters[PENDING]]
-            q = state.label[counters[PENDING + 1]]
+            p = label[counters[PENDING]]
+            q = label[counters[PENDING + 1]]
             # The pair in question can only have changed by an edge at one of its units.
             touches = (i - p) * (i - q) * (j - p) * (j - q) == 0
-            if (alive > 0 or touches) and _none_to_come(state, bits, flip, bound):
+            if (alive > 0 or touches) and _none_to_come(adjacency, label, counters, bits, flip, bound):
                 return FINISHED, at + 1
     return EXHAUSTED, edges.size
 
 
 @kernel
-def _close(state: LoopState, i: int, j: int, key: int) -> None:
-    """Note an edge without a lune: it joins two components or closes a loop."""
-    first = _root(state.parent, i)
-    second = _root(state.parent, j)
+def _close(
+    parent: NDArray[np.int32],
+    counters: NDArray[np.int64],
+    born: NDArray[np.int32],
+    died: NDArray[np.int32],
+    i: int,
+    j: int,
+    key: int,
+) -> int:
+    """Note an edge without a lune, which joins two components or closes a loop; return its entry in the paths."""
+    first = _root(parent, i)
+    second = _root(parent, j)
     if first != second:
-        state.parent[second] = first
-        state.path[i, j] = TREE_EDGE
-        return
-    number = state.counters[BORN]
-    state.born[number] = key
-    state.died[number] = -1
-    state.path[i, j] = -2 - number
-    state.counters[BORN] = number + 1
-    state.counters[ALIVE] += 1
+        parent[second] = first
+        return TREE_EDGE
+    number = int(counters[BORN])
+    born[number] = key
+    died[number] = -1
+    counters[BORN] = number + 1
+    counters[ALIVE] += 1
+    return -2 - number
 
 
 @kernel
@@ -126,6 +150,29 @@ def _root(parent: NDArray[np.int32], unit: int) -> int:
         parent[unit] = parent[parent[unit]]
         unit = parent[unit]
     return unit
+
+
+@kernel
+def _leave_components(
+    lune: NDArray[np.uint64], rest: NDArray[np.uint64], adjacency: NDArray[np.uint64], stack: NDArray[np.int32]
+) -> bool:
+    """Take out of ``rest`` what is connected with ``lune`` by units of ``rest``; say whether anything is left.
+
+    A unit that touches ``lune`` goes, with all that hangs on it. One that does not may go later with another.
+    """
+    left = ZERO
+    for w in range(rest.size):
+        word = rest[w]
+        while word != ZERO:
+            unit = (w << 6) + lowest_bit(word)
+            word &= word - ONE
+            if _meet(adjacency[unit], lune):
+                _take_component(unit, rest, adjacency, stack)
+                word &= rest[w]
+    for w in range(rest.size):
+        left |= rest[w]
+    anything: bool = left != ZERO
+    return anything
 
 
 @kernel
@@ -139,49 +186,30 @@ def _fill(
     flip: int,
     patience: int,
 ) -> bool:
-    """Kill what the components of the lune beyond that of ``middle`` fill. False if an array is full.
+    """Kill what the components left in ``state.rest`` fill, together with that of ``middle``. False if out of room.
 
     What is done before that stays true, so the edge may be repeated.
     """
-    lune = state.lune
     rest = state.rest
-    first = state.adjacency[i]
-    second = state.adjacency[j]
-    third = state.adjacency[middle]
-    words = lune.size
-    left = ZERO
-    for w in range(words):
-        common = first[w] & second[w]
-        outside = common & ~third[w]
-        lune[w] = common & third[w]
-        rest[w] = outside
-        left |= outside
-    if left == ZERO:
-        return True
-    # A unit beyond reach of the middle is taken out, with all that hangs on it, if it touches what is in reach. One
-    # that does not may be taken out later with another.
-    for w in range(words):
-        word = rest[w]
-        while word != ZERO:
-            unit = (w << 6) + lowest_bit(word)
-            word &= word - ONE
-            if _meet(state.adjacency[unit], lune):
-                _take_component(unit, rest, state.adjacency, state.stack)
-                word &= rest[w]
-    for w in range(words):
+    column = state.column
+    for w in range(rest.size):
         while rest[w] != ZERO:
             unit = (w << 6) + lowest_bit(rest[w])
             _take_component(unit, rest, state.adjacency, state.stack)
-            # The loop i, middle, j, unit.
-            if not (
-                add_path(state, i, middle, bits, flip, patience)
-                and add_path(state, middle, j, bits, flip, patience)
-                and add_path(state, j, unit, bits, flip, patience)
-                and add_path(state, unit, i, bits, flip, patience)
+            if not walk_loop(state.path, column, state.stack, i, middle, j, unit, patience) and not sweep_loop(
+                state, i, middle, j, unit, bits, flip
             ):
-                state.column[:] = ZERO
                 return False
-            if not reduce_column(state, key):
+            if not reduce_column(
+                column,
+                state.dead,
+                state.relation,
+                state.relations,
+                state.settled,
+                state.died,
+                state.counters,
+                key,
+            ):
                 return False
     return True
 
@@ -217,25 +245,32 @@ def _meet(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:
 
 
 @kernel
-def _none_to_come(state: LoopState, bits: NDArray[np.int32], flip: int, bound: int) -> bool:
+def _none_to_come(
+    adjacency: NDArray[np.uint64],
+    label: NDArray[np.int32],
+    counters: NDArray[np.int64],
+    bits: NDArray[np.int32],
+    flip: int,
+    bound: int,
+) -> bool:
     """Say whether no class can be born any more: every two units are joined, have a lune, or are too far apart.
 
     What two units fulfil once they fulfil for ever, so one walk over all pairs serves the whole filtration; it stops
     at a pair that does not, and goes on from there.
     """
     n = bits.shape[0]
-    i = state.counters[PENDING]
-    j = state.counters[PENDING + 1]
+    i = counters[PENDING]
+    j = counters[PENDING + 1]
     while i < n - 1:
-        row = state.adjacency[state.label[i]]
+        row = adjacency[label[i]]
         while j < n:
-            if (bits[i, j] ^ flip) < bound and not _meet(row, state.adjacency[state.label[j]]):
-                state.counters[PENDING] = i
-                state.counters[PENDING + 1] = j
+            if (bits[i, j] ^ flip) < bound and not _meet(row, adjacency[label[j]]):
+                counters[PENDING] = i
+                counters[PENDING + 1] = j
                 return False
             j += 1
         i += 1
         j = i + 1
-    state.counters[PENDING] = n - 1
-    state.counters[PENDING + 1] = n - 1
+    counters[PENDING] = n - 1
+    counters[PENDING + 1] = n - 1
     return True

@@ -16,7 +16,7 @@ from .flags import kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ALIVE", "BORN", "PENDING", "TREE_EDGE", "USED", "LoopState", "add_path", "reduce_column"]
+__all__ = ["ALIVE", "BORN", "PENDING", "TREE_EDGE", "USED", "LoopState", "reduce_column", "sweep_loop", "walk_loop"]
 
 # Places in LoopState.counters: classes born, classes alive, words of relations in use, the pair of units in question.
 BORN, ALIVE, USED, PENDING = 0, 1, 2, 3
@@ -47,7 +47,7 @@ class LoopState(NamedTuple):
     dead: NDArray[np.uint64]  # (class / 64,) bits of the dead classes
     column: NDArray[np.uint64]  # (class / 64,) the column in work, zero between columns
     relations: NDArray[np.uint64]  # one after the other, each as long as its class's own word says
-    heap: NDArray[np.uint64]  # edges in work in `_sweep`
+    heap: NDArray[np.uint64]  # edges in work in `sweep_loop`, at least 4
     stack: NDArray[np.int32]  # (max(unit, 2 * patience + 2),) work space
     lune: NDArray[np.uint64]  # (word,) work space
     rest: NDArray[np.uint64]  # (word,) work space
@@ -55,24 +55,38 @@ class LoopState(NamedTuple):
 
 
 @kernel
-def add_path(state: LoopState, i: int, j: int, bits: NDArray[np.int32], flip: int, patience: int) -> bool:
-    """Add to the column the classes that the edge (i, j) runs through. False if ``state.heap`` is too short.
+def walk_loop(
+    path: NDArray[np.int32],
+    column: NDArray[np.uint64],
+    stack: NDArray[np.int32],
+    first: int,
+    second: int,
+    third: int,
+    fourth: int,
+    patience: int,
+) -> bool:
+    """Add to the column, all zero before, the classes that a loop of four edges runs through.
 
     An edge with a lune is led over a unit of it, and so on, down to edges without. Such a walk has a few dozen
-    edges on connectomes (at most 408 at 2048 units), but contrived weights can double it at every level: after
-    ``patience`` steps it is taken back and swept longest edge first, where what occurs twice cancels at once.
+    edges on connectomes (at most 408 at 2048 units), but contrived weights can double it at every level: a walk of
+    ``patience`` steps is given up, the column is zero again, and False says that `sweep_loop` has to do it.
     """
-    if _walk(state, i, j, patience):
+    if (
+        _walk(path, column, stack, first, second, patience)
+        and _walk(path, column, stack, second, third, patience)
+        and _walk(path, column, stack, third, fourth, patience)
+        and _walk(path, column, stack, fourth, first, patience)
+    ):
         return True
-    _walk(state, i, j, patience)
-    return _sweep(state, i, j, bits, flip)
+    column[:] = ZERO
+    return False
 
 
 @kernel
-def _walk(state: LoopState, i: int, j: int, patience: int) -> bool:
-    """Walk from i to j; twice the same walk cancels, finished or not."""
-    path = state.path
-    stack = state.stack
+def _walk(
+    path: NDArray[np.int32], column: NDArray[np.uint64], stack: NDArray[np.int32], i: int, j: int, patience: int
+) -> bool:
+    """Walk from i to j and say whether that came to an end."""
     depth = 0
     for _ in range(patience):
         step = path[i, j] if i < j else path[j, i]
@@ -84,7 +98,7 @@ def _walk(state: LoopState, i: int, j: int, patience: int) -> bool:
             continue
         if step != TREE_EDGE:
             number = -2 - step
-            state.column[number >> 6] ^= ONE << np.uint64(number & 63)
+            column[number >> 6] ^= ONE << np.uint64(number & 63)
         if depth == 0:
             return True
         depth -= 2
@@ -94,14 +108,56 @@ def _walk(state: LoopState, i: int, j: int, patience: int) -> bool:
 
 
 @kernel
-def _push(state: LoopState, size: int, i: int, j: int, bits: NDArray[np.int32], flip: int) -> int:
+def sweep_loop(
+    state: LoopState, first: int, second: int, third: int, fourth: int, bits: NDArray[np.int32], flip: int
+) -> bool:
+    """Do what `walk_loop` does, longest edge first: an edge that is met twice cancels before it is led on.
+
+    So every edge is led on at most once, in O(edges * log(edges)). False, and a column of zeros, if ``state.heap``
+    is too short.
+    """
+    heap = state.heap
+    path = state.path
+    column = state.column
+    label = state.label
+    size = _push(heap, 0, state.unit, first, second, bits, flip)
+    size = _push(heap, size, state.unit, second, third, bits, flip)
+    size = _push(heap, size, state.unit, third, fourth, bits, flip)
+    size = _push(heap, size, state.unit, fourth, first, bits, flip)
+    while size > 0:
+        edge = heap[0]
+        odd = False
+        while size > 0 and heap[0] == edge:
+            size = _pop(heap, size)
+            odd = not odd
+        if not odd:
+            continue
+        place = int(np.int64(edge))
+        i = int(label[(place >> 16) & 65535])
+        j = int(label[place & 65535])
+        step = path[i, j] if i < j else path[j, i]
+        if step >= 0:
+            if size + 2 > heap.size:
+                column[:] = ZERO
+                return False
+            size = _push(heap, size, state.unit, i, step, bits, flip)
+            size = _push(heap, size, state.unit, step, j, bits, flip)
+        elif step != TREE_EDGE:
+            number = -2 - step
+            column[number >> 6] ^= ONE << np.uint64(number & 63)
+    return True
+
+
+@kernel
+def _push(
+    heap: NDArray[np.uint64], size: int, unit: NDArray[np.int32], i: int, j: int, bits: NDArray[np.int32], flip: int
+) -> int:
     """Add an edge to the heap (longest first) and return its new size."""
-    first = int(state.unit[i])
-    second = int(state.unit[j])
+    first = int(unit[i])
+    second = int(unit[j])
     if second < first:
         first, second = second, first
     edge = np.uint64((int(bits[first, second] ^ flip) << 32) | (first << 16) | second)
-    heap = state.heap
     hole = size
     while hole > 0 and heap[(hole - 1) >> 1] < edge:
         heap[hole] = heap[(hole - 1) >> 1]
@@ -129,96 +185,75 @@ def _pop(heap: NDArray[np.uint64], size: int) -> int:
 
 
 @kernel
-def _sweep(state: LoopState, i: int, j: int, bits: NDArray[np.int32], flip: int) -> bool:
-    heap = state.heap
-    size = _push(state, 0, i, j, bits, flip)
-    while size > 0:
-        edge = heap[0]
-        odd = False
-        while size > 0 and heap[0] == edge:
-            size = _pop(heap, size)
-            odd = not odd
-        if not odd:
-            continue
-        place = int(np.int64(edge))
-        a = int(state.label[(place >> 16) & 65535])
-        b = int(state.label[place & 65535])
-        step = state.path[a, b] if a < b else state.path[b, a]
-        if step >= 0:
-            if size + 2 > heap.size:
-                return False
-            size = _push(state, size, a, step, bits, flip)
-            size = _push(state, size, step, b, bits, flip)
-        elif step != TREE_EDGE:
-            number = -2 - step
-            state.column[number >> 6] ^= ONE << np.uint64(number & 63)
-    return True
-
-
-@kernel
-def _settle(state: LoopState, number: int) -> None:
+def _settle(relations: NDArray[np.uint64], relation: NDArray[np.int64], dead: NDArray[np.uint64], number: int) -> None:
     """Rewrite the relation of a dead class in living ones, so that no later column repeats the substitution.
 
     Without this a column of 1024 independent units took 866 substitutions, with it 10, and 47 here.
     """
-    deaths = state.counters[BORN] - state.counters[ALIVE]
-    if state.settled[number] == deaths:
-        return
-    relations = state.relations
-    start = state.relation[number]
+    start = relation[number]
     w = number >> 6
     while w >= 0:
-        dead = relations[start + w] & state.dead[w]
-        if dead == ZERO:
+        gone = relations[start + w] & dead[w]
+        if gone == ZERO:
             w -= 1
             continue
-        bit = highest_bit(dead)
-        other = state.relation[(w << 6) + bit]
+        bit = highest_bit(gone)
+        other = relation[(w << 6) + bit]
         relations[start + w] ^= ONE << np.uint64(bit)
         for v in range(w + 1):
             relations[start + v] ^= relations[other + v]
-    state.settled[number] = deaths
 
 
 @kernel
-def reduce_column(state: LoopState, key: int) -> bool:
+def reduce_column(
+    column: NDArray[np.uint64],
+    dead: NDArray[np.uint64],
+    relation: NDArray[np.int64],
+    relations: NDArray[np.uint64],
+    settled: NDArray[np.int64],
+    died: NDArray[np.int32],
+    counters: NDArray[np.int64],
+    key: int,
+) -> bool:
     """Declare the column zero at ``key``: written in living classes, its youngest dies. Leaves a column of zeros.
 
-    Returns False, and has killed nothing, if ``state.relations`` has no room.
+    The arrays are those of `LoopState`. Returns False, and has killed nothing, if ``relations`` has no room.
     """
-    column = state.column
+    deaths = counters[BORN] - counters[ALIVE]
     highest = -1
-    w = (state.counters[BORN] - 1) >> 6
+    w = (counters[BORN] - 1) >> 6
     while w >= 0:
-        dead = column[w] & state.dead[w]
-        if dead == ZERO:
+        gone = column[w] & dead[w]
+        if gone == ZERO:
             if highest < 0 and column[w] != ZERO:
                 highest = w
             w -= 1
             continue
-        bit = highest_bit(dead)
+        bit = highest_bit(gone)
         number = (w << 6) + bit
-        _settle(state, number)
-        start = state.relation[number]
+        if settled[number] != deaths:
+            _settle(relations, relation, dead, number)
+            settled[number] = deaths
+        start = relation[number]
         column[w] ^= ONE << np.uint64(bit)
         for v in range(w + 1):
-            column[v] ^= state.relations[start + v]
+            column[v] ^= relations[start + v]
     if highest < 0:
         return True
     bit = highest_bit(column[highest])
     number = (highest << 6) + bit
-    used = state.counters[USED]
-    fits: bool = used + highest + 1 <= state.relations.size
+    used = counters[USED]
+    fits: bool = used + highest + 1 <= relations.size
     if fits:
         column[highest] ^= ONE << np.uint64(bit)
         for v in range(highest + 1):
-            state.relations[used + v] = column[v]
-        state.relation[number] = used
-        state.died[number] = key
-        state.dead[highest] |= ONE << np.uint64(bit)
-        state.counters[USED] = used + highest + 1
-        state.counters[ALIVE] -= 1
-        state.settled[number] = state.counters[BORN] - state.counters[ALIVE]
+            relations[used + v] = column[v]
+        relation[number] = used
+        settled[number] = deaths + 1
+        died[number] = key
+        dead[highest] |= ONE << np.uint64(bit)
+        counters[USED] = used + highest + 1
+        counters[ALIVE] -= 1
     for v in range(highest + 1):
         column[v] = ZERO
     return fits
