@@ -259,7 +259,7 @@ def test_missing_and_doubled_tiles_are_refused() -> None:
 
 
 def test_a_memory_limit_makes_tiles_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = latent(600)
+    values = latent(300)
     chosen: list[int] = []
     reduce_tiles = tiling.reduce_tiles
 
@@ -268,10 +268,10 @@ def test_a_memory_limit_makes_tiles_smaller(monkeypatch: pytest.MonkeyPatch) -> 
         return reduce_tiles(*args, tile=tile, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("dynome_analysis.streaming.reduce_tiles", spy)
-    enough = streaming_bytes(60, 600, tile=300, threads=1)
-    found = stream_homology(values, tile=1200, threads=1, memory_limit=enough)
-    stream_homology(values, tile=1200, threads=1, memory_limit=2 * enough)
-    assert chosen == [300, 1200]
+    enough = streaming_bytes(60, 300, tile=150, threads=1)
+    found = stream_homology(values, tile=600, threads=1, memory_limit=enough)
+    stream_homology(values, tile=600, threads=1, memory_limit=2 * enough)
+    assert chosen == [150, 600]
     assert_streams(found, values)
 
 
