@@ -134,10 +134,8 @@ def _standardise(
     # Sums of squares of any float32 fit into float64; those of float64 need a scale.
     scale = np.ones(units)
     if matrix.dtype == np.float64:
-        magnitudes = _magnitudes(matrix)
-        _refuse_non_finite(~np.isfinite(magnitudes))
         # 2^1000 is far enough for the smallest subnormal columns.
-        scale = np.ldexp(1.0, np.minimum(-np.frexp(magnitudes)[1], 1000))
+        scale = np.ldexp(1.0, np.minimum(-np.frexp(_magnitudes(matrix))[1], 1000))
     with np.errstate(invalid="ignore"):  # non-finite values are refused just below
         finite = standardise_columns(matrix, scale, centre, dead_tolerance, np.empty((2, COLUMNS)), columns, dead)
     if not finite:
