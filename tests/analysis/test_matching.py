@@ -34,6 +34,11 @@ def diagrams(draw: st.DrawFn, *, largest: int) -> Diagram:
     return np.round(points, 1) if draw(st.booleans()) else points
 
 
+def off_diagonal(points: Diagram) -> Diagram:
+    """Hera hangs or crashes on points of the diagonal."""
+    return points[points[:, 0] < points[:, 1]]
+
+
 def square_assignment(first: Diagram, second: Diagram, order: float, ground_norm: float) -> float:
     """The textbook problem: every diagram gets one copy of the diagonal per point of the other."""
     rows, columns = len(first), len(second)
@@ -60,7 +65,8 @@ def test_a_distance_equals_trying_every_matching(first: Diagram, second: Diagram
 def test_wasserstein_equals_assignment_and_hera(first: Diagram, second: Diagram, order: float, norm: float) -> None:
     found = diagram_distance(first, second, order=order, ground_norm=norm)
     assert found == pytest.approx(square_assignment(first, second, order, norm), rel=1e-7, abs=1e-9)
-    hera = wasserstein_distance(first, second, order=order, internal_p=norm, delta=1e-6)
+    left, right = off_diagonal(first), off_diagonal(second)
+    hera = wasserstein_distance(left, right, order=order, internal_p=norm, delta=1e-6)
     assert found == pytest.approx(hera, rel=1e-5, abs=1e-7)
     assert found == pytest.approx(diagram_distance(second, first, order=order, ground_norm=norm), abs=1e-12)
     shuffled = np.random.default_rng(0).permutation(first)
@@ -71,7 +77,7 @@ def test_wasserstein_equals_assignment_and_hera(first: Diagram, second: Diagram,
 @given(diagrams(largest=40), diagrams(largest=40))
 def test_bottleneck_equals_hera_and_persim(first: Diagram, second: Diagram) -> None:
     found = diagram_distance(first, second, order=math.inf, ground_norm=math.inf)
-    assert found == pytest.approx(bottleneck_distance(first, second, 0.0), abs=1e-15)
+    assert found == pytest.approx(bottleneck_distance(off_diagonal(first), off_diagonal(second), 0.0), abs=1e-15)
     if len(first) and len(second):
         assert found == pytest.approx(persim.bottleneck(first, second), abs=1e-12)
     assert found == diagram_distance(second, first, order=math.inf, ground_norm=math.inf)
