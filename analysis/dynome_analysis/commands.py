@@ -27,6 +27,8 @@ __all__ = ["register"]
 RULES = ("top", "top-births", "top-both", "frobenius", "fp", "vl", "oracle")
 DISTANCES = ("top", "births", "deaths", "wasserstein")
 DATASETS = ("digits", "mnist", "fashion-mnist")
+MEASURES = ("pearson", "spearman", "cosine", "partial")
+ENGINES = ("auto", "dynome", "giotto-ph", "ripser", "gudhi", "none")
 CONNECT_SECONDS = 10.0
 ESTIMATORS = ("ridge", "svr", "random_forest", "hist_gradient_boosting", "strongest")
 
@@ -63,20 +65,53 @@ def register(group: click.Group) -> None:
 @click.command()
 @runs_argument
 @sites_option
+@click.option("--measure", type=click.Choice(MEASURES), default="pearson", show_default=True, help="Of two units.")
+@click.option("--units", type=int, metavar="N", help="Take only so many units, drawn from every site.")
+@click.option("--until", type=int, metavar="EPOCH", help="Last epoch, e.g. the last before a run diverged.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="What computes H1.")
+@click.option(
+    "--deaths",
+    type=click.Choice(["auto", "exact", "histogram"]),
+    default="auto",
+    show_default=True,
+    help="Keep deaths one by one, or counted in bins of known error.",
+)
+@click.option(
+    "--route",
+    type=click.Choice(["auto", "dense", "streaming"]),
+    default="auto",
+    show_default=True,
+    help="Hold a connectome whole, or make it tile by tile; by memory.",
+)
+@click.option("--memory-limit", metavar="BYTES", help="Of one snapshot, such as 8GB. By default half of what is free.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of halves of the probe and drawn units.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Compute on the Dask cluster of this scheduler.")
+@click.option("--workers", type=int, metavar="N", help="Compute in so many processes of this machine.")
 @click.option("--refresh", is_flag=True, help="Compute anew even where there is a cached result.")
 @json_option
 def analyze(
-    runs: tuple[Path, ...], sites: tuple[str, ...], scheduler: str | None, *, refresh: bool, as_json: bool
+    runs: tuple[Path, ...],
+    sites: tuple[str, ...],
+    memory_limit: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    *,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Compute connectomes, births and deaths, H1 and reconfiguration, cached beside each recording."""
+    """Compute connectomes, births and deaths, H1 and reconfiguration, cached beside each recording.
+
+    What is interrupted goes on where it was, and a recording that has grown is analysed where it has.
+    """
     from dynome_analysis import tables
     from dynome_analysis.pipeline import analyze as analyze_recording
 
     recordings = _open(runs)
-    with _cluster(scheduler), show_progress() as progress:
+    limit = _bytes(memory_limit)
+    with _cluster(scheduler, workers), show_progress() as progress:
         results = [
-            analyze_recording(one, sites=sites or None, progress=progress, refresh=refresh) for one in recordings
+            analyze_recording(one, sites=sites or None, memory_limit=limit, progress=progress, **options)
+            for one in recordings
         ]
     document = {"recordings": [tables.analysis_document(*pair) for pair in zip(recordings, results)]}
     show(document, as_json=as_json, table=lambda: tables.analysis_table(document))
@@ -282,22 +317,50 @@ def _open(runs: tuple[Path, ...]) -> list[Recording]:
     return [open_recording(run) for run in runs]
 
 
+def _bytes(text: str | None) -> int | None:
+    """Return a size such as 8GB or 500MiB in bytes."""
+    if text is None:
+        return None
+    from dask.utils import parse_bytes
+
+    from dynome_recorder.errors import InvalidArgumentError
+
+    try:
+        size = int(parse_bytes(text))
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise InvalidArgumentError(f"--memory-limit must be a size such as 8GB or 500MiB; got {text!r}")
+    return size
+
+
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Make the cluster at a scheduler's address the one that computes.
+def _cluster(address: str | None, workers: int | None) -> Iterator[None]:
+    """Make the cluster at a scheduler's address, or one of this machine's processes, the one that computes.
 
     Raises
     ------
     InvalidArgumentError
-        Not an address, nobody answers there, or no worker is connected.
+        Both are asked for, less than one process, not an address, nobody answers there, or no worker is connected.
     """
-    if address is None:
+    if address is None and workers is None:
         yield
         return
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
     from dynome_recorder.errors import InvalidArgumentError
 
+    if address is None or workers is not None:
+        if address is not None:
+            raise InvalidArgumentError("--scheduler and --workers are two ways to compute: name one of them")
+        if workers is None or workers < 1:
+            raise InvalidArgumentError(f"--workers must be at least 1; got {workers}")
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster),
+        ):
+            yield
+        return
     if not re.fullmatch(r"(tcp|tls|ws|wss)://[^/\s]+:\d+", address):
         raise InvalidArgumentError(f"--scheduler must look like tcp://HOST:PORT; got {address!r}")
     try:

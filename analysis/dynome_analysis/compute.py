@@ -64,7 +64,8 @@ def worker_threads() -> int:
     """Return how many tasks `compute` runs at once: the cluster's threads, or Dask's own; at least 1."""
     client = _current_client()
     if client is not None:
-        return max(1, sum(client.nthreads().values()))
+        threads: int = sum(client.nthreads().values())
+        return max(1, threads)
     if dask.config.get("scheduler", None) in ("synchronous", "sync", "single-threaded"):
         return 1
     workers: int = dask.config.get("num_workers", None) or CPU_COUNT

@@ -17,7 +17,9 @@ from recordings import write_recording
 
 import dynome_analysis as dya
 from dynome_analysis import commands
+from dynome_analysis.columns import Measure
 from dynome_analysis.datasets import DatasetName
+from dynome_analysis.persistence import Engine
 from dynome_analysis.prediction.estimators import Estimator
 from dynome_analysis.replay.learning_rate import LearningRateRule
 from dynome_analysis.replay.replay import Distance
@@ -89,6 +91,26 @@ def test_analyze(run: Path, sweep: list[Path]) -> None:
 def test_analyze_some_sites(run: Path) -> None:
     assert answer("analyze", run, "--sites", "*2")["recordings"][0]["units"] == 5
     assert answer("analyze", run, "--sites", "*2", "--sites", "hidden1")["recordings"][0]["units"] == 11
+
+
+def test_analyze_passes_every_option(run: Path) -> None:
+    row = answer(
+        "analyze", run, "--measure", "spearman", "--units", 7, "--until", 4, "--engine", "none",
+        "--deaths", "histogram", "--route", "dense", "--memory-limit", "1GB", "--seed", 3,
+    )["recordings"][0]  # fmt: skip
+    expected = dya.analyze(
+        dya.open_recording(run), measure="spearman", units=7, until=4, engine="none", deaths="histogram",
+        route="dense", memory_limit=10**9, seed=3,
+    )  # fmt: skip
+    assert row["units"] == 7
+    assert row["epoch"] == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(row["noise_floor_paired"][1:], expected["noise_floor_paired"].values[1:])
+    assert set(row["functional_persistence"]) == {None}
+
+
+def test_the_choices_of_analyze_are_those_of_the_library() -> None:
+    assert get_args(Measure) == commands.MEASURES
+    assert {*get_args(Engine), "none"} == set(commands.ENGINES)
 
 
 def test_replay_stopping(run: Path) -> None:
@@ -316,6 +338,11 @@ def test_no_validation_metric_asked_for_vl(broken: dict[str, Path]) -> None:
     [
         (["analyze"], "Missing argument 'RUN...'"),
         (["analyze", "RUN", "--sites", "nothing*"], "'nothing*' matches no site"),
+        (["analyze", "RUN", "--workers", "0"], "--workers must be at least 1; got 0"),
+        (["analyze", "RUN", "--workers", "2", "--scheduler", "tcp://localhost:1"], "name one of them"),
+        (["analyze", "RUN", "--memory-limit", "much"], "--memory-limit must be a size such as 8GB or 500MiB"),
+        (["analyze", "RUN", "--until", "-1"], "has no snapshot up to epoch -1"),
+        (["analyze", "RUN", "--route", "streaming", "--measure", "cosine"], "cannot do measure='cosine'"),
         (["analyze", "RUN", "--scheduler", "cluster"], "--scheduler must look like tcp://HOST:PORT; got 'cluster'"),
         (["replay", "stopping", "RUN", "--rule", "early"], "'early' is not one of 'top'"),
         (["replay", "stopping", "RUN", "--patience", "0"], "patience must be at least 1"),
