@@ -214,8 +214,6 @@ class _Part:
         """Set entries below 0 to 0; the residual is measured again where that might have lifted it above the limit."""
         positive = np.maximum(vector, 0.0)
         norm = float(np.linalg.norm(positive))
-        if norm == 0.0:
-            return eigenvalue, vector, float("inf")
         cut = float(np.linalg.norm(vector - positive))
         positive /= norm
         # ||A|| = lambda_1 on a connected component, so what is cut off adds at most twice its norm.

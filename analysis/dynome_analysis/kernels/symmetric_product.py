@@ -74,8 +74,8 @@ def multiply_symmetric(
             span = x[left : left + width]
             for j in range(width):
                 columns[j] = 0.0
-            i = top
-            while i + 4 <= bottom:
+            # A panel with columns to its right is a whole one, so its rows come in fours.
+            for i in range(top, bottom, 4):
                 row0 = matrix[i, left : left + width]
                 row1 = matrix[i + 1, left : left + width]
                 row2 = matrix[i + 2, left : left + width]
@@ -107,14 +107,6 @@ def multiply_symmetric(
                 for row_number in range(4):
                     for j in range(LANES // 8):
                         out[i + row_number] += lanes[row_number * LANES + j]
-                i += 4
-            while i < bottom:
-                row0 = matrix[i, left : left + width]
-                x0 = x[i]
-                for j in range(width):
-                    columns[j] += row0[j] * x0
-                    out[i] += row0[j] * span[j]
-                i += 1
             for j in range(width):
                 out[left + j] += columns[j]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dynome_analysis.graphs.centrality import WeightedGraph
     from dynome_analysis.graphs.layered import LayeredGraph
     from dynome_analysis.graphs.structure import LayeredStructure
+    from dynome_analysis.graphs.unrolled import UnrolledGraph, UnrolledStructure
 
 __all__ = ["STATISTICS", "distribution", "feature_names", "graph_signature", "layer_signature"]
 
@@ -86,7 +87,7 @@ def graph_signature(graph: WeightedGraph) -> dict[str, float]:
     return _named(_vertex_values(graph), slice(None))
 
 
-def layer_signature(graph: LayeredGraph) -> dict[str, float]:
+def layer_signature(graph: LayeredGraph | UnrolledGraph) -> dict[str, float]:
     """Summarise weighted degree and eigenvector centrality for each vertex group, as ``degree_mean[fc1]``.
 
     As `graph_signature` otherwise.
@@ -98,7 +99,7 @@ def layer_signature(graph: LayeredGraph) -> dict[str, float]:
     return features
 
 
-def feature_names(structure: LayeredStructure, *, per_layer: bool = False) -> list[str]:
+def feature_names(structure: LayeredStructure | UnrolledStructure, *, per_layer: bool = False) -> list[str]:
     """Return the keys of `graph_signature`, or of `layer_signature`, in their order."""
     plain = [f"{measure}_{statistic}" for measure in MEASURES for statistic in STATISTICS]
     return [f"{name}[{group.name}]" for group in structure.groups for name in plain] if per_layer else plain
