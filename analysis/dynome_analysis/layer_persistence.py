@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from dynome_analysis.kernels.bipartite_tree import BLOCK, bipartite_tree_weights
+from dynome_analysis.kernels.bipartite_tree import BLOCK, TILE, bipartite_tree_weights, transpose
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ def layer_tree(edges: NDArray[np.float32]) -> NDArray[np.float32]:
     found = np.zeros(groups * (outputs + inputs) - 1, np.int32)
     work = np.empty((2, outputs), np.int32), np.empty((2, inputs), np.int32)
     best = np.empty(-(-outputs // BLOCK), np.int32), np.empty(-(-inputs // BLOCK), np.int32)
+    columns, buffer = np.empty((inputs, outputs), np.int32), np.empty((TILE, TILE), np.int32)
     each = outputs + inputs - 1
     for group in range(groups):
         rows = np.ascontiguousarray(edges[group]).view(np.int32)
-        # Reading a column across the rows costs twice the time of a copy that lies the other way.
-        columns = np.ascontiguousarray(rows.T)
+        # Reading columns across the rows takes twice the time of a copy that lies the other way.
+        transpose(rows, buffer, columns)
         bipartite_tree_weights(rows, columns, *work, *best, found[group * each : (group + 1) * each])
     found.sort()
     return found.view(np.float32)

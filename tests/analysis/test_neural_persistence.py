@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 import dynome_analysis as dya
+from dynome_analysis.kernels.bipartite_tree import TILE, transpose
 from dynome_analysis.labelled.layer_persistence import _layers, neural_persistence
 from dynome_analysis.layer_persistence import layer_edges, layer_tree, network_persistence, tree_persistence
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
@@ -75,6 +76,14 @@ def test_the_tree_equals_scipys_across_blocks(shape: tuple[int, int], levels: in
     square[:outputs, outputs:] = -weight
     expected = np.sort(-minimum_spanning_tree(csr_array(square)).data)
     np.testing.assert_array_equal(tree_of(weight), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 32), (33, 64), (5, 70)])
+def test_a_rectangle_is_transposed_tile_by_tile(shape: tuple[int, int]) -> None:
+    matrix = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
+    out = np.empty(shape[::-1], np.int32)
+    transpose(matrix, np.empty((TILE, TILE), np.int32), out)
+    np.testing.assert_array_equal(out, matrix.T)
 
 
 @unhurried
