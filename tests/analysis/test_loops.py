@@ -20,7 +20,7 @@ from dynome_analysis.persistence import rips_distances
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 JIT = not numba.config.DISABLE_JIT
-CASES = 1000 if JIT else 80
+CASES = 1000 if JIT else 160
 unhurried = settings(deadline=None, max_examples=100 if JIT else 40)
 matrices = st.one_of(weights(largest=10), activations(largest=10).map(lambda values: correlate(values)[0]))
 
@@ -154,7 +154,7 @@ def test_loops_of_larger_connectomes(kind: str) -> None:
     elif kind == "half dead":
         connectome[::2] = connectome[:, ::2] = 0
     found = in_order(np.float32(1) - loop_weights(connectome))
-    assert len(found) > 10
+    assert len(found) > 5
     np.testing.assert_array_equal(found, by_ripser(rips_distances(connectome)))
     order = np.random.default_rng(0).permutation(units)
     again = loop_weights(np.ascontiguousarray(connectome[np.ix_(order, order)]))
@@ -162,7 +162,7 @@ def test_loops_of_larger_connectomes(kind: str) -> None:
 
 
 def test_many_loops_at_once_make_room() -> None:
-    side = 40 if JIT else 9
+    side = 40 if JIT else 12
     assert loop_lengths(squares(side)).tolist() == [[1, 2]] * (side - 1) ** 2
 
 
@@ -205,19 +205,22 @@ def test_memory_is_estimated_before_and_refused() -> None:
     loop_weights(connectome, check=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.5 * estimate < peak < 1.1 * estimate
+    assert 0.5 * estimate < peak < 1.1 * estimate + 10_000
     with pytest.raises(InvalidDataError, match=rf"loops of {units} units need .* memory limit: .* raise memory_limit"):
         loop_weights(connectome, memory_limit=1000)
     # Enough to start with, not enough for what the loops bring.
-    distances = squares(40 if JIT else 9)
+    distances = squares(40 if JIT else 12)
     with pytest.raises(InvalidDataError, match="MB or more, the limit is"):
         loop_lengths(distances, memory_limit=estimate_loops_memory(len(distances)))
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_bad_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match="threshold must be a length of at least 0; got nan"):
         loop_lengths(np.zeros((5, 5)), threshold=float("nan"))
     with pytest.raises(InvalidArgumentError, match="square"):
         loop_weights(np.zeros((5, 4)))
     with pytest.raises(InvalidDataError, match="finite"):
         loop_weights(np.full((5, 5), np.nan))
+    monkeypatch.setattr(loops, "MOST_UNITS", 4)
+    with pytest.raises(InvalidArgumentError, match="loops are found among at most 4 units; got 5"):
+        loop_weights(np.zeros((5, 5)))
