@@ -188,7 +188,7 @@ def death_histogram(
 
     Notes
     -----
-    METHODS.md section 2. O(unit^2) time, 8 bytes per bin: no sort, and nothing that grows with the edges.
+    METHODS.md section 2. O(unit^2) time, 32 bytes per bin: no sort, and nothing that grows with the edges.
     """
     check_bins(bins)
     weights = check_connectome(connectome, check=check)

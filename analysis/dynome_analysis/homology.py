@@ -122,7 +122,7 @@ def spanning_tree(
     -----
     Births are unique, the tree is not where weights are tied. Here, of two edges of equal weight, the one with the
     smaller (i, j) counts as the heavier [O]: that makes the tree unique, whatever the algorithm, and equal to the one
-    of `stream_homology` on equal weights. O(unit^2) time, about three times that of `births`; 28 bytes per unit.
+    of `stream_homology` on equal weights. O(unit^2) time, up to three times that of `births`; 44 bytes per unit.
     """
     weights = check_connectome(connectome, check=check)
     units = weights.shape[0]

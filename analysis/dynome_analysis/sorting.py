@@ -58,8 +58,8 @@ def sort_weights(weights: NDArray[np.float32], *, sort: Sort = "auto") -> NDArra
 def numpy_sorts_by_vectors() -> bool:
     """Say whether ``np.sort`` of float32 uses vector instructions here: AVX-512, or with numpy 2 also AVX2 or ASIMD.
 
-    Without them it takes some ten times longer, and three times longer than `radix_sort`. Asked of
-    ``numpy.show_config``, which tells the instructions that this numpy has and this processor offers.
+    Without them it took twelve times longer than with them, and `radix_sort` a sixth of that; with them half as long as
+    `radix_sort`. Asked of ``numpy.show_config``, which tells what this numpy has and this processor offers.
     """
     simd = np.show_config(mode="dicts").get("SIMD Extensions", {})  # type: ignore[call-arg,func-returns-value,attr-defined]
     usable = {*simd.get("baseline", ()), *simd.get("found", ())}

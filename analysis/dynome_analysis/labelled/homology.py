@@ -64,7 +64,7 @@ def graph_homology(
     Notes
     -----
     METHODS.md section 2. Per snapshot, beyond the connectome: "exact" O(unit^2 log unit) time and ``2 unit^2`` bytes,
-    "histogram" O(unit^2) time and 24 bytes per bin.
+    "histogram" O(unit^2) time and 32 bytes per bin.
     """
     units = check_connectomes(connectomes)
     if deaths not in ("exact", "histogram"):
