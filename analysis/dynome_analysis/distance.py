@@ -45,7 +45,7 @@ __all__ = [
     "sorted_distance",
 ]
 
-# Columns that are compared at a time: a block of 64 rows in float64 is 1 MB and stays in the second-level cache.
+# Columns that are compared at a time: a block of 64 rows in float32 is 1 MB and stays in the second-level cache.
 WIDTH = 16 * LANES
 # Columns per task. Fixed, so that sums do not depend on the number of threads.
 SEGMENT = 1 << 16
@@ -83,7 +83,7 @@ def sorted_distance(first: Sequence[Vector], second: Sequence[Vector], *, order:
 
     Notes
     -----
-    O(values) time, one pass for orders 1, 2 and inf, two for others; 2 kB beyond the inputs where they are contiguous
+    O(values) time, one pass for orders 1, 2 and inf, two for others; 4 kB beyond the inputs where they are contiguous
     float32 or float64.
     """
     kind = check_order(order)
@@ -185,7 +185,7 @@ def pairwise_distances(
     Notes
     -----
     O(snapshot^2 * value) time, from the cache: the inputs are read once (twice for orders besides 1, 2 and inf).
-    Memory beyond the inputs and the result: per thread one block of 2,048 columns of all snapshots and one matrix like
+    Memory beyond the inputs and the result: per thread one block of 4,096 columns of all snapshots and one matrix like
     the result, whatever the number of values.
     """
     kind = check_order(order)
