@@ -65,8 +65,8 @@ def metric_diagrams(
     -----
     Degree 0 as `metric_components`. Degree 1 over two elements by our own engine: `dynome_analysis.loops.loop_lengths`.
     Everything else takes an engine for connectomes: what is paired depends on the order of the edges alone, so it is
-    given their ranks. An edge that does not exist is given the largest float32 and comes last; what is born by it is
-    left out, and what dies by it never dies, which is the persistence of the filtration that ends before it. One more
+    given their ranks. An edge that does not exist is given the largest float32 and comes last; what dies by it never
+    dies, which is the persistence of the filtration that ends before it. One more
     float32 copy of the matrix, and 24 bytes per pair where ranks are needed.
     """
     wanted = sorted({int(degree) for degree in dimensions})
@@ -137,7 +137,7 @@ def _check_distances(distances: NDArray[np.floating[Any]], longest: float) -> ND
 
 def _truncate(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cut a diagram at the edges that do not exist, and sort it."""
-    kept = points[points[:, 0] < LARGEST]
-    kept[kept[:, 1] >= LARGEST, 1] = np.inf
-    ordered: NDArray[np.float64] = kept[np.lexsort((kept[:, 1], kept[:, 0]))]
+    # All of them come at once and make a full simplex, so what they bear they kill: only deaths need a cut.
+    deaths = np.where(points[:, 1] >= LARGEST, np.inf, points[:, 1])
+    ordered: NDArray[np.float64] = np.column_stack([points[:, 0], deaths])[np.lexsort((deaths, points[:, 0]))]
     return ordered

@@ -24,7 +24,7 @@ from sklearn.utils import estimator_checks
 from dynome_analysis.correlation import correlate
 from dynome_analysis.layouts import from_giotto, to_giotto
 from dynome_analysis.metric_rips import metric_diagrams
-from dynome_analysis.persistence import rips_diagrams, rips_distances
+from dynome_analysis.persistence import Engine, rips_diagrams, rips_distances
 from dynome_analysis.transformers import Connectome, VietorisRipsPersistence
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
@@ -96,11 +96,12 @@ def test_connectomes_have_the_diagrams_of_the_library(distances: NDArray[np.floa
             np.testing.assert_array_equal(points, expected[degree])
 
 
-def test_edges_that_do_not_exist(distances: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize("engine", ["dynome", "ripser"])
+def test_edges_that_do_not_exist(distances: NDArray[np.float32], engine: Engine) -> None:
     """Two parts without an edge between them: two bars never die; an engine sees finite numbers only."""
     apart = distances[0].copy()
     apart[:9, 9:] = apart[9:, :9] = np.inf
-    found = metric_diagrams(apart)
+    found = metric_diagrams(apart, engine=engine)
     assert np.isinf(found[0][:, 1]).sum() == 2
     separate = [metric_diagrams(part) for part in (apart[:9, :9], apart[9:, 9:])]
     for degree in (0, 1):
@@ -109,6 +110,17 @@ def test_edges_that_do_not_exist(distances: NDArray[np.float32]) -> None:
     assert (
         VietorisRipsPersistence(metric="precomputed", homology_dimensions=(0,)).fit_transform(apart[None]).shape[1] > 1
     )
+
+
+@pytest.mark.parametrize("engine", ["dynome", "ripser"])
+def test_the_longest_edge_itself_exists(engine: Engine) -> None:
+    """A square of side 1 and diagonal 2: a loop that the diagonals fill, if they are not too long."""
+    ring = np.array([[0, 1, 2, 1], [1, 0, 1, 2], [2, 1, 0, 1], [1, 2, 1, 0]], np.float64)
+    for longest, deaths, loops in ((2, [1, 1, 1], [[1, 2]]), (1.5, [1, 1, 1], [[1, np.inf]]), (0.5, [np.inf] * 3, [])):
+        found = metric_diagrams(ring, longest=longest, engine=engine)
+        assert found[0][:3, 1].tolist() == deaths
+        assert found[1].tolist() == loops
+    assert metric_diagrams(ring, longest=1.0, engine=engine)[0][:3, 1].tolist() == [1, 1, 1]
 
 
 def test_a_stack_is_laid_out_as_giottos(distances: NDArray[np.float32]) -> None:

@@ -44,7 +44,7 @@ def extend(row: NDArray[np.int32], reach: NDArray[np.int32], cap: NDArray[np.int
     n = row.shape[0]
     for block in range(best.shape[0]):
         start = block * BLOCK
-        largest = best[block]
+        largest = -1
         if start + BLOCK <= n:
             for j in range(start, start + BLOCK):
                 key = min(max(reach[j], row[j]), cap[j])
