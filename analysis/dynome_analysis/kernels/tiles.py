@@ -71,8 +71,9 @@ def scan_tile(
 
     Notes
     -----
-    One pass, no allocation. Bins are computed apart from counting, so that the former vectorises: 0.5 ns per weight
-    beside 0.8 in one loop, and no less with several histograms in turn.
+    One pass, no allocation. Bins are computed apart from counting, so that the former vectorises: per weight 0.5 ns
+    beside 0.8 in one loop where weights are small, 0.8 in both where they are spread. Where all are equal it takes 1.9,
+    and four histograms in turn would take 0.7; they are slower on both others.
     """
     rows, columns = product.shape
     bins = counts.shape[0]
