@@ -224,6 +224,7 @@ def stack() -> xr.DataArray:
     random = np.random.default_rng(3)
     matrices = [correlate(random.normal(size=(15, 12)).astype(np.float32))[0] for _ in range(3)]
     matrices[1][4] = matrices[1][:, 4] = 0
+    np.fill_diagonal(matrices[1], 1)  # is no edge
     return xr.DataArray(
         np.stack(matrices), dims=("snapshot", "unit", "unit_"), coords={"epoch": ("snapshot", [0, 1, 4])}
     )
