@@ -264,7 +264,7 @@ def _matrices(X: Any, what: str) -> list[NDArray[Any]]:
     """Return the matrices of a stack, or say that it is none."""
     if type(X).__module__.startswith("scipy.sparse"):
         raise InvalidArgumentError(f"X must be a stack of dense matrices of {what}; sparse ones are not read")
-    matrices = [np.asarray(one) for one in X] if isinstance(X, list | tuple) or getattr(X, "ndim", 0) else []
+    matrices = [np.asarray(one) for one in X] if isinstance(X, list | tuple) or getattr(X, "ndim", 0) > 0 else []
     if not matrices or any(one.ndim != 2 or 0 in one.shape or one.dtype.kind not in "fiub" for one in matrices):
         shapes = ", ".join(sorted({str(one.shape) for one in matrices})) or "nothing"
         raise InvalidArgumentError(f"X must be a stack of matrices of {what}, at least one; its entries are {shapes}")
