@@ -32,10 +32,22 @@ if TYPE_CHECKING:
 
     Deaths: TypeAlias = NDArray[np.float32] | WeightHistogram
 
-__all__ = ["Look", "Plan", "Signature", "check_snapshot", "deaths_distance", "look_at", "measure_snapshot"]
+__all__ = [
+    "NOT_WANTED",
+    "Look",
+    "Plan",
+    "Signature",
+    "check_snapshot",
+    "deaths_distance",
+    "look_at",
+    "measure_snapshot",
+]
 
 # Units per side of the blocks in which connectomes that do not fit in memory are compared: 16 MB each.
 FROBENIUS_BLOCK = 2048
+# Why there is no H1, in words that the result carries.
+NOT_WANTED = "left out as asked for"
+NO_CONNECTOME = "it needs the whole connectome, which the streaming route does not hold"
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ def measure_snapshot(
     """
     activations = _read(reader, position, plan)
     connectome = columns = None
-    loops, refusal = np.empty((0, 2)), "H1 is left out: it needs the whole connectome, which the route does not hold"
+    loops, refusal = np.empty((0, 2)), NO_CONNECTOME
     if plan.route == "dense":
         connectome, dead = _correlate(activations, reader, position, plan)
         signature = _dense(connectome, dead, plan)
@@ -233,12 +245,12 @@ def _standardised(
 def _loops(connectome: NDArray[np.float32], plan: Plan) -> tuple[NDArray[np.float64], str]:
     """Return the H1 diagram, or an empty one and why it is left out."""
     if plan.engine is None:
-        return np.empty((0, 2)), "H1 is left out, as asked for"
+        return np.empty((0, 2)), NOT_WANTED
     try:
         diagrams = rips_diagrams(connectome, dimensions=(1,), engine=plan.engine, memory_limit=plan.memory_limit)
     except InvalidDataError as error:
         # A connectome that was just made is fit for it: only the memory does not suffice.
-        return np.empty((0, 2)), f"H1 is left out: {error}"
+        return np.empty((0, 2)), str(error)
     return diagrams[1], ""
 
 

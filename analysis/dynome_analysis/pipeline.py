@@ -33,7 +33,7 @@ from dynome_analysis.halves import paired_floor
 from dynome_analysis.histogram import BINS, WeightHistogram
 from dynome_analysis.homology import number_of_deaths
 from dynome_analysis.labelled.connectomes import choose_units
-from dynome_analysis.measurement import Plan
+from dynome_analysis.measurement import NOT_WANTED, Plan
 from dynome_analysis.persistence import Engine, find_engine
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import distinct_snapshots
@@ -423,12 +423,13 @@ def _small_arrays(
 
 
 def _words_on_loops(facts: Sequence[Facts]) -> str:
-    """Return "computed", or why H1 is left out of some snapshots; the log has it too."""
+    """Return "computed", or why H1 is left out of some snapshots; what nobody asked for is logged too."""
     left_out = [row for row, fact in enumerate(facts) if fact["h1"]]
     if not left_out:
         return "computed"
     text = f"left out of {len(left_out)} of {len(facts)} snapshots: {facts[left_out[0]]['h1']}"
-    logger.warning("H1 is %s", text)
+    if facts[left_out[0]]["h1"] != NOT_WANTED:
+        logger.warning("H1 is %s", text)
     return text
 
 

@@ -462,7 +462,7 @@ def test_a_whole_result_is_read_however_little_memory_is_free(
 
 def test_loops_that_need_too_much_memory_are_left_out_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = dya.analyze(dya.open_recording(path), route="dense", engine="dynome", memory_limit=2000)
-    assert found.attrs["h1"].startswith("left out of 4 of 4 snapshots: H1 is left out: loops of 20 units need more")
+    assert found.attrs["h1"].startswith("left out of 4 of 4 snapshots: loops of 20 units need more")
     assert found.attrs["h1"] in caplog.text
     assert np.isnan(found["functional_persistence"]).all()
     assert not np.isnan(found["reconfiguration_top"][1:]).any()
