@@ -181,6 +181,19 @@ def test_dead_units_have_zero_and_do_not_change_the_rest() -> None:
     np.testing.assert_allclose(found.values[~dead], plain[1].values, atol=2e-6)
 
 
+def test_entries_that_rounding_makes_negative_are_zero() -> None:
+    """Along a tail behind a clique the vector falls below the residual, where the search leaves either sign."""
+    matrix = np.zeros((60, 60))
+    matrix[:30, :30] = 1 - np.eye(30)
+    tail = np.arange(29, 59)
+    matrix[tail, tail + 1] = matrix[tail + 1, tail] = 1.0
+    found = dense_centrality(matrix)[1]
+    assert (found.values >= 0).all()
+    assert (found.values == 0).any()
+    assert found.components == 1
+    assert true_residual(matrix, found.values) <= RESIDUAL
+
+
 def test_a_start_from_the_snapshot_before_saves_products_and_changes_nothing() -> None:
     random = np.random.default_rng(1)
     activations = 0.8 * random.normal(size=(200, 30))[:, np.arange(240) // 8] + 0.6 * random.normal(size=(200, 240))
