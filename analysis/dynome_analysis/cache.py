@@ -138,15 +138,18 @@ class ResultFolder:
     path: str
     arrays: Mapping[str, RowArray]
 
-    def prepare(self, rows: int) -> None:
-        """Make the group and room for the pieces of ``rows`` snapshots; keeps what is there. Raises StorageError."""
+    def prepare(self, rows: int, origin: Mapping[str, Any]) -> None:
+        """Make the group and room for the pieces of ``rows`` snapshots; keeps what is there. Raises StorageError.
+
+        ``origin`` tells `prune` whose it is before it is finished.
+        """
         folder = Path(self.path)
         with _writing(folder):
             for path in (folder.parent, folder, folder / RECORDS, folder / NOTES):
                 try:
                     zarr.open_group(path, mode="r", zarr_format=3)
                 except DAMAGE:
-                    _write_document(path, {"zarr_format": 3, "node_type": "group", "attributes": {}})
+                    _write_document(path, _group({"origin": dict(origin)} if path == folder else {}))
             self._shape(rows, {})
             for left in folder.rglob(f"*{PARTIAL_SUFFIX}"):
                 if time.time() - left.stat().st_mtime > STALE_SECONDS:
@@ -252,7 +255,7 @@ class ResultFolder:
         """
         folder = Path(self.path)
         with _writing(folder):
-            _write_document(folder, {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            _write_document(folder, _group({"origin": dict(origin)}))
             for record in [*(folder / RECORDS).iterdir(), *(folder / NOTES).iterdir()]:
                 if record.name.isdigit() and int(record.name) >= rows:
                     shutil.rmtree(record)
@@ -361,13 +364,13 @@ class ResultFolder:
 
 
 def prune(root: Path, key: ResultKey) -> None:
-    """Delete results of another run or of other code, and what older versions left behind."""
+    """Delete results of another run or of other code, finished or not, and what older versions left behind."""
     for path in root.iterdir():
         if path.is_dir() and path.name.startswith(f"{key.operation}-") and path.name != key.name:
             try:
                 origin = json.loads((path / GROUP_FILE).read_bytes())["attributes"].get("origin", {})
             except DAMAGE:
-                origin = {}
+                continue  # another process may be about to say whose it is; its own next call sees to the rest
             if (origin.get("recording"), origin.get("code")) != (key.recording, key.code):
                 shutil.rmtree(path, ignore_errors=True)
     for path in root.parent.glob(f"{ANALYSIS_FOLDER}.*{PARTIAL_SUFFIX}"):
@@ -398,10 +401,14 @@ def _in_memory(array: RowArray, shape: tuple[int, int]) -> zarr.Array[Any]:
     )
 
 
+def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
 def _sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a group whose attributes carry a checksum of themselves."""
     plain = json.loads(encode_json(dict(attributes)))
-    return {"zarr_format": 3, "node_type": "group", "attributes": {**plain, "seal": _checksum(plain)}}
+    return _group({**plain, "seal": _checksum(plain)})
 
 
 def _unseal(path: Path) -> dict[str, Any]:

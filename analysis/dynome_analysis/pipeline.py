@@ -343,19 +343,15 @@ def _compute(
         folder.clear()
     earlier = folder.load_small()
     known = folder.read_pieces(identities)
-    folder.prepare(rows)
+    owner = {"recording": request.key.recording, "code": request.key.code}
+    folder.prepare(rows, owner)
     facts = measure_missing(reader, identities, request.plan, folder, known, progress=progress)
     between = {} if earlier is None else _distances_kept(*earlier, identities)
     distances = compare_weights(folder, rows=rows, known=between, progress=progress)
     changes = compare_loops(folder, identities, facts, progress=progress)
     widths = dict.fromkeys(("h1_birth", "h1_death"), max(int(fact["points"]) for fact in facts))
     small = _small_arrays(request, reader, facts, distances, changes)
-    origin = {
-        "recording": request.key.recording,
-        "code": request.key.code,
-        "pieces": list(identities),
-        "widths": widths,
-    }
+    origin = {**owner, "pieces": list(identities), "widths": widths}
     folder.finish(rows, widths, small, origin)
     prune(root, request.key)
     return _labelled(folder, identities, small, origin, lease=lease)

@@ -22,7 +22,7 @@ import zarr
 from recordings import describe, moments
 
 import dynome_analysis as dya
-from dynome_analysis import cache, pipeline, stretches
+from dynome_analysis import cache, comparisons, pipeline, stretches
 from dynome_analysis.cache import CacheWarning
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError, StorageError
 from dynome_recorder.writer import Moment, RecordingWriter
@@ -308,11 +308,36 @@ def test_a_failed_snapshot_costs_itself_only(
         with pytest.raises(KeyboardInterrupt):
             dya.analyze(dya.open_recording(path))
     (folder,) = results(path)
-    assert not json.loads((folder / "zarr.json").read_text())["attributes"]
+    assert "seal" not in json.loads((folder / "zarr.json").read_text())["attributes"]
+    dya.analyze(dya.open_recording(path), engine="none")  # of other parameters: leaves it alone
     computations.clear()
     found = dya.analyze(dya.open_recording(path))
     assert sorted(computations) == [2, 3]
     assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
+
+
+def test_matchings_that_were_made_are_not_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def interrupt(first, second):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(1)
+        return original(first, second)
+
+    original = comparisons.diagram_distance
+    monkeypatch.setattr(comparisons, "diagram_distance", interrupt)
+    with dask.config.set(scheduler="synchronous"), pytest.raises(KeyboardInterrupt):
+        dya.analyze(dya.open_recording(path))
+    made.clear()
+    found = dya.analyze(dya.open_recording(path))
+    assert len(made) == 1
+    for note in (results(path)[0] / "notes").glob("*/zarr.json"):
+        note.write_text(note.read_text().replace('"wasserstein"', '"wasserstein2"'))
+    (results(path)[0] / "zarr.json").unlink()
+    made[:] = [1] * 3
+    assert_same_numbers(dya.analyze(dya.open_recording(path)), found)
+    assert len(made) == 6, "a damaged note is not believed"
 
 
 def test_kill_minus_nine_costs_what_was_not_written(path: Path, computations: list[int]) -> None:
