@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_analysis.homology import check_connectome
-from dynome_analysis.kernels.rips_edges import count_edges, draw_edges, survey_rows
+from dynome_analysis.kernels.rips_edges import DIGIT, count_edges, draw_edges, sort_edges, survey_rows
 from dynome_analysis.kernels.rips_lunes import EXHAUSTED, FINISHED, follow_edges
 from dynome_analysis.kernels.rips_reduction import BORN, PENDING, USED, LoopState
 from dynome_analysis.routes import SHARE, available_memory
@@ -50,6 +50,8 @@ HEAVIEST_FIRST = 0x7FFFFFFF
 MOST_UNITS = 1 << 16
 # Edges are drawn and sorted a slice at a time: the first slices are usually all that is needed.
 SLICE = 1 / 6
+# Slices end at one of 2 ** BINS bounds.
+BINS = 14
 # A walk of this many steps per unit has become the exception that `walk_loop` provides for.
 STEPS_PER_UNIT = 16
 
@@ -151,7 +153,7 @@ def estimate_loops_memory(units: int, *, edges: int | None = None) -> int:
     Returns
     -------
     int
-        4 bytes per pair of units (of which those of edges seen are touched), a bit per pair, 8 bytes per edge of one
+        4 bytes per pair of units (of which those of edges seen are touched), a bit per pair, 16 bytes per edge of one
         slice, and arrays as long as the units. What the relations of dead loops add is known only as they die, and is
         held against the limit then.
 
@@ -162,9 +164,9 @@ def estimate_loops_memory(units: int, *, edges: int | None = None) -> int:
     most = units * (units - 1) // 2 if edges is None else edges
     words = -(-units // 64)
     state = 4 * units * units + 8 * units * words
-    small = 4 * units * (2 * STEPS_PER_UNIT + 16) + 8 * 3 * _bins(units)
+    small = 4 * units * (2 * STEPS_PER_UNIT + 16) + 8 * (3 * (1 << BINS) + (1 << DIGIT))
     classes = sum(array.nbytes for array in _classes(4 * units).values())
-    return state + small + classes + 8 * (units * words + 64) + int(8 * SLICE * most)
+    return state + small + classes + 8 * (units * words + 64) + int(16 * SLICE * most)
 
 
 def _pair(
@@ -191,7 +193,7 @@ def _pair(
     end = radius if bound is None else min(radius, bound)
     if end <= lowest:
         return nothing
-    shift = max(0, (end - 1 - lowest).bit_length() - (_bins(units).bit_length() - 1))
+    shift = max(0, (end - 1 - lowest).bit_length() - BINS)
     counts = np.zeros(((end - 1 - lowest) >> shift) + 1, np.int64)
     count_edges(bits, flip, lowest, shift, end, counts)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
@@ -201,9 +203,8 @@ def _pair(
         last = int(np.searchsorted(starts, starts[first] + SLICE * starts[-1], side="right")) - 1
         last = min(max(last, first + 1), counts.size)
         number = int(starts[last] - starts[first])
-        budget.take(8 * number)
-        edges = np.empty(number, np.uint64)
-        draw_edges(bits, flip, lowest, shift, end, first, starts[first : last + 1] - starts[first], edges)
+        budget.take(16 * number)
+        edges = _slice(bits, flip, lowest + (first << shift), min(lowest + (last << shift), end), number)
         place = 0
         while True:
             status, place = follow_edges(edges, place, state, bits, flip, end, STEPS_PER_UNIT * units)
@@ -211,7 +212,7 @@ def _pair(
                 break
             state = _grow(state, budget)
         del edges
-        budget.give_back(8 * number)
+        budget.give_back(16 * number)
         first = last
     born = state.born[: state.counters[BORN]]
     died = state.died[: state.counters[BORN]]
@@ -243,9 +244,13 @@ class _Budget:
         self.taken -= size
 
 
-def _bins(units: int) -> int:
-    """Return into how many bins the lengths are divided: about four edges in each, as long as the counts stay small."""
-    return 1 << min(max((units * units // 8).bit_length(), 8), 18)
+def _slice(bits: NDArray[np.int32], flip: int, start: int, end: int, number: int) -> NDArray[np.uint64]:
+    """Return the ``number`` edges with keys from ``start`` to below ``end``, sorted."""
+    edges, spare = np.empty(number + 1, np.uint64), np.empty(number, np.uint64)
+    drawn = draw_edges(bits, flip, start, end, edges)
+    assert drawn == number, "edges were counted and drawn differently"
+    is_spare = sort_edges(edges[:number], spare, start, end, np.empty(1 << DIGIT, np.int64))
+    return spare if is_spare else edges[:number]
 
 
 def _classes(number: int) -> dict[str, NDArray[Any]]:

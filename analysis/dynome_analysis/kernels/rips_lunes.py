@@ -104,7 +104,7 @@ def follow_edges(
                     left |= outside
                 if (
                     left != ZERO
-                    and _leave_components(lune, rest, adjacency, state.stack)
+                    and _leave_components(lune, rest, adjacency)
                     and not _fill(state, i, j, middle, key, bits, flip, patience)
                 ):
                     return FULL, at
@@ -153,26 +153,34 @@ def _root(parent: NDArray[np.int32], unit: int) -> int:
 
 
 @kernel
-def _leave_components(
-    lune: NDArray[np.uint64], rest: NDArray[np.uint64], adjacency: NDArray[np.uint64], stack: NDArray[np.int32]
-) -> bool:
-    """Take out of ``rest`` what is connected with ``lune`` by units of ``rest``; say whether anything is left.
+def _leave_components(lune: NDArray[np.uint64], rest: NDArray[np.uint64], adjacency: NDArray[np.uint64]) -> bool:
+    """Move from ``rest`` to ``lune`` what is connected with it; say whether anything is left.
 
-    A unit that touches ``lune`` goes, with all that hangs on it. One that does not may go later with another.
+    A unit that touches ``lune`` takes its neighbours along, whole words at a time: most lunes are crowded, and a few
+    such units empty ``rest``.
     """
-    left = ZERO
-    for w in range(rest.size):
-        word = rest[w]
-        while word != ZERO:
-            unit = (w << 6) + lowest_bit(word)
-            word &= word - ONE
-            if _meet(adjacency[unit], lune):
-                _take_component(unit, rest, adjacency, stack)
-                word &= rest[w]
-    for w in range(rest.size):
-        left |= rest[w]
-    anything: bool = left != ZERO
-    return anything
+    words = rest.size
+    moved = True
+    while moved:
+        moved = False
+        left = ZERO
+        for w in range(words):
+            word = rest[w]
+            while word != ZERO:
+                unit = (w << 6) + lowest_bit(word)
+                word &= word - ONE
+                row = adjacency[unit]
+                if _meet(row, lune):
+                    moved = True
+                    for v in range(words):
+                        taken = rest[v] & row[v]
+                        rest[v] ^= taken
+                        lune[v] |= taken
+                    word &= rest[w]
+            left |= rest[w]
+        if left == ZERO:
+            return False
+    return True
 
 
 @kernel
