@@ -25,6 +25,7 @@ import dynome_analysis as dya
 from dynome_analysis import cache, comparisons, pipeline, stretches
 from dynome_analysis.cache import CacheWarning
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError, StorageError
+from dynome_recorder.verify import verify
 from dynome_recorder.writer import Moment, RecordingWriter
 
 SITES = {"hidden1": 12, "hidden2": 8}
@@ -167,6 +168,23 @@ def test_a_run_that_went_back_is_analysed_from_there(path: Path, computations: l
     np.testing.assert_array_equal(before["births"][:2], found["births"][:2])
     with pytest.raises(StorageError, match=r"has changed since it was opened .*snapshot 2 was computed anew"):
         before["births"][2].compute()
+
+
+def test_after_a_snapshot_was_lost_the_next_is_compared_with_the_one_before(
+    path: Path, computations: list[int]
+) -> None:
+    first = dya.analyze(dya.open_recording(path)).load()
+    lost = path / "store.zarr" / next(
+        name for name in dya.open_recording(path).manifest.live[1].files if name.startswith("probe/")
+    )  # fmt: skip
+    lost.write_bytes(b"")
+    verify(path, repair=True)
+    computations.clear()
+    found = dya.analyze(dya.open_recording(path))
+    assert found["epoch"].values.tolist() == [0, 2, 3]
+    assert sorted(computations) == [1, 2]
+    assert found["reconfiguration_top"][1] == first["distance_matrix"][2, 0]
+    assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
 
 
 def test_commits_without_a_snapshot_change_nothing(path: Path, computations: list[int]) -> None:
@@ -314,6 +332,21 @@ def test_a_failed_snapshot_costs_itself_only(
     found = dya.analyze(dya.open_recording(path))
     assert sorted(computations) == [2, 3]
     assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
+
+
+def test_a_piece_within_a_stretch_that_someone_else_wrote_is_taken(
+    path: Path, computations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a worker was lost: the next snapshot is compared with the piece's, not with the one before it."""
+    expected = dya.analyze(dya.open_recording(path)).load()
+    (folder,) = results(path)
+    for row in (0, 2):
+        (folder / "pieces" / str(row) / "zarr.json").unlink()
+    monkeypatch.setattr(cache.ResultFolder, "read_pieces", lambda self, identities: {})
+    monkeypatch.setattr(stretches, "cut_into_stretches", lambda rows, workers: [(0, 4)])
+    computations.clear()
+    assert_same_numbers(dya.analyze(dya.open_recording(path)), expected)
+    assert computations == [0, 2]
 
 
 def test_matchings_that_were_made_are_not_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
