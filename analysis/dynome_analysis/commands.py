@@ -104,7 +104,7 @@ def analyze(
     What is interrupted goes on where it was, and a recording that has grown is analysed where it has.
     """
     from dynome_analysis import tables
-    from dynome_analysis.pipeline import analyze as analyze_recording
+    from dynome_analysis.pipeline.analysis import analyze as analyze_recording
 
     recordings = _open(runs)
     limit = _bytes(memory_limit)

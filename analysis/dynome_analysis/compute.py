@@ -18,7 +18,7 @@ from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.routes import SHARE, available_memory
+from dynome_analysis.homology.routes import SHARE, available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

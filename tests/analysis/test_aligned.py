@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from dynome_analysis.aligned import check_aligned, store_blocks, write_aligned
-from dynome_analysis.stretches import LONGEST, cut_into_stretches
+from dynome_analysis.pipeline.aligned import check_aligned, store_blocks, write_aligned
+from dynome_analysis.pipeline.stretches import LONGEST, cut_into_stretches
 from dynome_recorder.errors import InvalidArgumentError
 
 VALUES = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)

@@ -16,9 +16,16 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics.pairwise import cosine_similarity
 
-from dynome_analysis import correlation
-from dynome_analysis.correlation import MEASURES, Measure, correlate, cross_correlate, non_finite_units, standardise
-from dynome_analysis.shrinkage import SHRINKAGE_MINIMUM, shrinkage_intensity
+from dynome_analysis.connectome import correlation
+from dynome_analysis.connectome.correlation import (
+    MEASURES,
+    Measure,
+    correlate,
+    cross_correlate,
+    non_finite_units,
+    standardise,
+)
+from dynome_analysis.connectome.shrinkage import SHRINKAGE_MINIMUM, shrinkage_intensity
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 TWINS = {

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 
-from dynome_analysis.correlation import correlate
+from dynome_analysis.connectome.correlation import correlate
 from dynome_analysis.graphs.centrality import RESIDUAL, eigenvector_centrality
 from dynome_analysis.graphs.dense import DenseGraph, dense_centrality, dense_graph
 from dynome_analysis.labelled.centralities import connectome_centrality

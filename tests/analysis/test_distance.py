@@ -12,16 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from dynome_analysis.centroids import centroid
-from dynome_analysis.distance import (
-    pairwise_distances,
-    quantile_distance,
-    quantile_embedding,
-    signature_distance,
-    sorted_distance,
-)
-from dynome_analysis.halves import paired_floor, split_samples
-from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.distance.centroids import centroid
+from dynome_analysis.distance.halves import paired_floor, split_samples
+from dynome_analysis.distance.quantiles import quantile_distance, quantile_embedding
+from dynome_analysis.distance.weights import pairwise_distances, signature_distance, sorted_distance
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=60)
@@ -185,8 +180,8 @@ def test_what_has_no_quantiles_is_said() -> None:
 def test_all_pairs_equal_one_by_one(
     snapshots: int, order: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynome_analysis.distance.SEGMENT", 32)
-    monkeypatch.setattr("dynome_analysis.distance.WIDTH", 16)
+    monkeypatch.setattr("dynome_analysis.distance.weights.SEGMENT", 32)
+    monkeypatch.setattr("dynome_analysis.distance.weights.WIDTH", 16)
     random = np.random.default_rng(0)
     births, deaths = random.random((snapshots, 5)).astype(np.float32), random.random((snapshots, 133))
     found = pairwise_distances([births, deaths], order=order, threads=threads)

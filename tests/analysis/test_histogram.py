@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
 import dynome_analysis as dya
-from dynome_analysis.correlation import correlate
-from dynome_analysis.distance import sorted_distance
-from dynome_analysis.histogram import BINS, WeightHistogram, bin_centres, death_histogram, histogram_distance
-from dynome_analysis.homology import births, births_and_deaths
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.distance.weights import sorted_distance
+from dynome_analysis.homology.births import births, births_and_deaths
+from dynome_analysis.homology.histogram import BINS, WeightHistogram, bin_centres, death_histogram, histogram_distance
 from dynome_analysis.kernels.histogram import add_to_histogram, add_upper_triangle_to_histogram
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from dynome_analysis.correlation import correlate
-from dynome_analysis.homology import births, births_and_deaths, check_connectome, number_of_deaths, spanning_tree
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.homology.births import births, births_and_deaths, check_connectome, number_of_deaths, spanning_tree
+from dynome_analysis.homology.sorting import SORTS, _vectors_suffice, numpy_sorts_by_vectors, sort_weights
 from dynome_analysis.kernels.spanning_tree import BLOCK
-from dynome_analysis.sorting import SORTS, _vectors_suffice, numpy_sorts_by_vectors, sort_weights
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=100)
@@ -224,7 +224,7 @@ def test_which_processors_sort_by_vectors(usable: set[str], major: int, fast: bo
 
 
 def test_auto_takes_the_radix_sort_where_numpy_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynome_analysis.sorting.numpy_sorts_by_vectors", lambda: False)
+    monkeypatch.setattr("dynome_analysis.homology.sorting.numpy_sorts_by_vectors", lambda: False)
     values = np.array([3, 1, 2], np.float32)
     assert sort_weights(values).tolist() == [1, 2, 3]
     assert values.tolist() == [3, 1, 2]  # the result lies in the work space: one digit differs

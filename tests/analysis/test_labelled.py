@@ -14,11 +14,12 @@ import pytest
 import xarray as xr
 
 import dynome_analysis as dya
-from dynome_analysis.correlation import correlate
-from dynome_analysis.distance import diagram_distance, pairwise_distances, sorted_distance
-from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.distance.matching import diagram_distance
+from dynome_analysis.distance.weights import pairwise_distances, sorted_distance
+from dynome_analysis.homology.births import births_and_deaths
 from dynome_analysis.labelled.centroids import topological_centroid
-from dynome_analysis.persistence import rips_diagrams
+from dynome_analysis.persistence.rips import rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 MakeRecording = Callable[..., Path]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ripser import ripser
 
 import dynome_analysis as dya
-from dynome_analysis.correlation import correlate
+from dynome_analysis.connectome.correlation import correlate
 from dynome_analysis.labelled.exchange import Layout, diagrams_by_degree, export_diagrams, import_diagrams
-from dynome_analysis.layouts import from_giotto, from_gudhi, from_persim, to_giotto, to_gudhi, to_persim
-from dynome_analysis.persistence import rips_diagrams
+from dynome_analysis.persistence.layouts import from_giotto, from_gudhi, from_persim, to_giotto, to_gudhi, to_persim
+from dynome_analysis.persistence.rips import rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 Diagrams = dict[int, NDArray[np.float64]]

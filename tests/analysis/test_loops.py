@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ripser import ripser
 
-from dynome_analysis import loops
-from dynome_analysis.correlation import correlate
-from dynome_analysis.loops import estimate_loops_memory, loop_lengths, loop_weights
-from dynome_analysis.persistence import rips_distances
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.persistence import loops
+from dynome_analysis.persistence.loops import estimate_loops_memory, loop_lengths, loop_weights
+from dynome_analysis.persistence.rips import rips_distances
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 JIT = not numba.config.DISABLE_JIT

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from dynome_analysis import assignment, bottleneck
-from dynome_analysis.distance import diagram_distance, sorted_distance
+from dynome_analysis.distance import assignment, bottleneck
+from dynome_analysis.distance.matching import diagram_distance
+from dynome_analysis.distance.weights import sorted_distance
 from dynome_recorder.errors import InvalidArgumentError
 
 unhurried = settings(deadline=None, max_examples=60)

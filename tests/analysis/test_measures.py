@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dynome_analysis as dya
-from dynome_analysis.correlation import MEASURES, Measure, correlate
+from dynome_analysis.connectome.correlation import MEASURES, Measure, correlate
 from dynome_analysis.labelled.connectomes import choose_units, site_blocks
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 import dynome_analysis as dya
 from dynome_analysis.kernels.bipartite_tree import TILE, transpose
 from dynome_analysis.labelled.layer_persistence import _layers, neural_persistence
-from dynome_analysis.layer_persistence import layer_edges, layer_tree, network_persistence, tree_persistence
+from dynome_analysis.persistence.layer_persistence import layer_edges, layer_tree, network_persistence, tree_persistence
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 MakeRecording = Callable[..., Path]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ripser import ripser
 
-from dynome_analysis import persistence
-from dynome_analysis.correlation import correlate
-from dynome_analysis.homology import births
-from dynome_analysis.persistence import (
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.homology.births import births
+from dynome_analysis.persistence import rips as persistence
+from dynome_analysis.persistence.rips import (
     ENGINES,
     TRANSFORMS,
     find_engine,

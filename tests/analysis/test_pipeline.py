@@ -22,8 +22,9 @@ import zarr
 from recordings import describe, moments
 
 import dynome_analysis as dya
-from dynome_analysis import cache, comparisons, pipeline, stretches
-from dynome_analysis.cache import CacheWarning
+from dynome_analysis.pipeline import analysis as pipeline
+from dynome_analysis.pipeline import cache, comparisons, stretches
+from dynome_analysis.pipeline.cache import CacheWarning
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError, StorageError
 from dynome_recorder.verify import verify
 from dynome_recorder.writer import Moment, RecordingWriter
@@ -282,7 +283,10 @@ def test_a_folder_that_cannot_be_written_gives_a_result_elsewhere(
     monkeypatch.setattr(cache, "_write_text", refuse)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with caplog.at_level(logging.INFO, "dynome_analysis.pipeline"), dask.config.set({"temporary-directory": scratch}):
+    with (
+        caplog.at_level(logging.INFO, "dynome_analysis.pipeline.analysis"),
+        dask.config.set({"temporary-directory": scratch}),
+    ):
         found = dya.analyze(dya.open_recording(path))
     assert "not caching analyze: " in caplog.text
     assert "cannot be written (Read-only file system)" in caplog.text
@@ -378,8 +382,9 @@ def test_kill_minus_nine_costs_what_was_not_written(path: Path, computations: li
     code = f"""
 import os, signal, dask
 import dynome_analysis as dya
-from dynome_analysis import cache, pipeline
-from dynome_analysis.aligned import write_aligned
+from dynome_analysis.pipeline import cache
+from dynome_analysis.pipeline import analysis as pipeline
+from dynome_analysis.pipeline.aligned import write_aligned
 
 def killed(array, region, values):
     if region[0].start == 2 and "h1_birth" in str(array.store_path):
@@ -489,7 +494,7 @@ def test_counted_deaths_are_within_their_bound(path: Path) -> None:
 def test_the_streaming_route_says_the_same_without_loops(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recording = dya.open_recording(path)
     counted = dya.analyze(recording, deaths="histogram")
-    with caplog.at_level(logging.INFO, "dynome_analysis.pipeline"):
+    with caplog.at_level(logging.INFO, "dynome_analysis.pipeline.analysis"):
         streamed = dya.analyze(recording, memory_limit=1000)
     assert "streaming, without H1 and with deaths counted in bins" in caplog.text
     assert "H1 is left out of 4 of 4 snapshots" in caplog.text
@@ -586,8 +591,8 @@ def test_the_code_version_changes_with_every_module_that_makes_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "dynome_analysis"
-    shutil.copytree(Path(pipeline.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(pipeline, "__file__", str(folder / "pipeline.py"))
+    shutil.copytree(Path(pipeline.__file__).parents[1], folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pipeline, "__file__", str(folder / "pipeline" / "analysis.py"))
     version = pipeline.code_version.__wrapped__
     first = version()
     assert version() == first

@@ -18,19 +18,14 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import dynome_analysis as dya
-from dynome_analysis import routes, tiling
-from dynome_analysis.columns import standardise
-from dynome_analysis.correlation import correlate
-from dynome_analysis.forests import EdgeList, GrowingForest, spanning_forest
-from dynome_analysis.histogram import WeightHistogram
-from dynome_analysis.homology import births_and_deaths
-from dynome_analysis.kernels.forests import ABSENT, LARGEST, tile_floors
-from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
-from dynome_analysis.labelled import tiles
-from dynome_analysis.labelled.tiles import tiled_homology
-from dynome_analysis.reading import decode
-from dynome_analysis.routes import activation_signature, choose_route, dense_bytes
-from dynome_analysis.streaming import (
+from dynome_analysis.connectome.columns import standardise
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.homology import routes, tiling
+from dynome_analysis.homology.births import births_and_deaths
+from dynome_analysis.homology.forests import EdgeList, GrowingForest, spanning_forest
+from dynome_analysis.homology.histogram import WeightHistogram
+from dynome_analysis.homology.routes import activation_signature, choose_route, dense_bytes
+from dynome_analysis.homology.streaming import (
     PartialHomology,
     StreamedHomology,
     finish,
@@ -39,6 +34,11 @@ from dynome_analysis.streaming import (
     streaming_bytes,
     tile_homology,
 )
+from dynome_analysis.kernels.forests import ABSENT, LARGEST, tile_floors
+from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
+from dynome_analysis.labelled import tiles
+from dynome_analysis.labelled.tiles import tiled_homology
+from dynome_analysis.reading import decode
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.store import CommittedArray
 
@@ -267,7 +267,7 @@ def test_a_memory_limit_makes_tiles_smaller(monkeypatch: pytest.MonkeyPatch) -> 
         chosen.append(tile)
         return reduce_tiles(*args, tile=tile, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dynome_analysis.streaming.reduce_tiles", spy)
+    monkeypatch.setattr("dynome_analysis.homology.streaming.reduce_tiles", spy)
     enough = streaming_bytes(60, 300, tile=150, threads=1)
     found = stream_homology(values, tile=600, threads=1, memory_limit=enough)
     stream_homology(values, tile=600, threads=1, memory_limit=2 * enough)
@@ -381,7 +381,7 @@ def test_landmarks_never_claim_more_than_a_product_holds(monkeypatch: pytest.Mon
 def test_the_route_follows_the_memory(caplog: pytest.LogCaptureFixture) -> None:
     values = latent(30)
     needed = dense_bytes(30, 60)
-    with caplog.at_level("INFO", logger="dynome_analysis.routes"):
+    with caplog.at_level("INFO", logger="dynome_analysis.homology.routes"):
         assert choose_route(30, 60, needed) == "dense"
         assert choose_route(20_000, 1000, 3_000_000_000) == "streaming"
     assert "20000 units: the dense route needs 3280 MB, 3000 MB may be used: streaming" in caplog.text

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from persim.persistent_entropy import persistent_entropy
 
 import dynome_analysis as dya
-from dynome_analysis.histogram import WeightHistogram
-from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.homology.births import births_and_deaths
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.labelled.summaries import diagram_summaries
-from dynome_analysis.layouts import to_giotto
-from dynome_analysis.persistence import functional_persistence, rips_diagrams
-from dynome_analysis.summaries import Summary, summarise_births, summarise_deaths, summarise_diagram
+from dynome_analysis.persistence.layouts import to_giotto
+from dynome_analysis.persistence.rips import functional_persistence, rips_diagrams
+from dynome_analysis.persistence.summaries import Summary, summarise_births, summarise_deaths, summarise_diagram
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 unhurried = settings(deadline=None, max_examples=80)

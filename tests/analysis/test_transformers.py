@@ -21,11 +21,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from dynome_analysis.correlation import correlate
-from dynome_analysis.layouts import from_giotto, to_giotto
-from dynome_analysis.metric_rips import metric_diagrams
-from dynome_analysis.persistence import Engine, rips_diagrams, rips_distances
-from dynome_analysis.transformers import Connectome, VietorisRipsPersistence
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.persistence.layouts import from_giotto, to_giotto
+from dynome_analysis.persistence.metric_rips import metric_diagrams
+from dynome_analysis.persistence.rips import Engine, rips_diagrams, rips_distances
+from dynome_analysis.persistence.transformers import Connectome, VietorisRipsPersistence
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 Stack = NDArray[np.floating[Any]]

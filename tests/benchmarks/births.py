@@ -15,8 +15,8 @@ from ripser import ripser
 from scipy.sparse.csgraph import minimum_spanning_tree
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.histogram import death_histogram
-from dynome_analysis.homology import births, births_and_deaths
+from dynome_analysis.homology.births import births, births_and_deaths
+from dynome_analysis.homology.histogram import death_histogram
 
 from . import machine
 from .inputs import KINDS, connectome

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse.linalg import eigsh
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.correlation import correlate
+from dynome_analysis.connectome.correlation import correlate
 from dynome_analysis.graphs.dense import dense_centrality
 
 from . import machine

@@ -11,7 +11,7 @@ import torch
 from nilearn.connectome import ConnectivityMeasure
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.correlation import correlate, standardise
+from dynome_analysis.connectome.correlation import correlate, standardise
 
 from . import machine
 from .inputs import SAMPLES, activations

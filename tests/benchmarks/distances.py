@@ -15,8 +15,9 @@ from scipy.spatial.distance import pdist
 from scipy.stats import wasserstein_distance
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.distance import pairwise_distances, quantile_distance, sorted_distance
-from dynome_analysis.matching import diagram_distance
+from dynome_analysis.distance.matching import diagram_distance
+from dynome_analysis.distance.quantiles import quantile_distance
+from dynome_analysis.distance.weights import pairwise_distances, sorted_distance
 
 from .timing import Row, interleaved
 

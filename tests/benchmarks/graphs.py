@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 NOTE = """\
 Building the graph from the weights, degree and centrality to a residual of 1e-6, one thread, on freshly initialised
-networks for 32 x 32 x 3 images. networkx builds its graph from an edge list and iterates at most 1000 times: it does not
-converge on AlexNet, whose time is that of giving up. No library holds the edges of the unrolled graphs."""
+networks for 32 x 32 x 3 images. networkx builds its graph from an edge list and iterates at most 1000 times: it does
+not converge on AlexNet, whose time is that of giving up. No library holds the edges of the unrolled graphs."""
 
 
 def lenet() -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynome_analysis.correlation import correlate
+from dynome_analysis.connectome.correlation import correlate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,8 +12,8 @@ from gph import ripser_parallel
 from ripser import ripser
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.correlation import correlate
-from dynome_analysis.persistence import rips_diagrams, rips_distances
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.persistence.rips import rips_diagrams, rips_distances
 
 from .inputs import connectome, recorded_activations
 from .limited import limited, remembered

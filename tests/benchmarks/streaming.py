@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.correlation import correlate, standardise
-from dynome_analysis.histogram import death_histogram
-from dynome_analysis.homology import births
-from dynome_analysis.streaming import stream_homology
+from dynome_analysis.connectome.correlation import correlate, standardise
+from dynome_analysis.homology.births import births
+from dynome_analysis.homology.histogram import death_histogram
+from dynome_analysis.homology.streaming import stream_homology
 
 from . import machine
 from .inputs import activations

@@ -10,7 +10,7 @@ from gudhi.representations import BettiCurve, Entropy
 from persim.persistent_entropy import persistent_entropy
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.summaries import summarise_deaths, summarise_diagram
+from dynome_analysis.persistence.summaries import summarise_deaths, summarise_diagram
 
 from .distances import diagram
 from .timing import Row, interleaved

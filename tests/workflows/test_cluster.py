@@ -157,7 +157,7 @@ def test_first_compilations_at_the_same_time_are_safe(tmp_path: Path) -> None:
     """Two processes compile the same kernels for other types in other orders, into one empty cache."""
     code = """
 import sys, numpy as np
-from dynome_analysis.correlation import standardise
+from dynome_analysis.connectome.correlation import standardise
 activations = np.random.default_rng(0).normal(size=(30, 20))
 kinds = [np.float32, np.float64]
 for kind in kinds if int(sys.argv[1]) % 2 else kinds[::-1]:

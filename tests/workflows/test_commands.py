@@ -17,9 +17,9 @@ from recordings import write_recording
 
 import dynome_analysis as dya
 from dynome_analysis import commands
-from dynome_analysis.columns import Measure
+from dynome_analysis.connectome.columns import Measure
 from dynome_analysis.datasets import DatasetName
-from dynome_analysis.persistence import Engine
+from dynome_analysis.persistence.rips import Engine
 from dynome_analysis.prediction.estimators import Estimator
 from dynome_analysis.replay.learning_rate import LearningRateRule
 from dynome_analysis.replay.replay import Distance

@@ -177,7 +177,7 @@ def _state_of(folder: DemoFolder, runs: Sequence[RunSettings], done: dict[str, i
 
 def _conclude(settings: DemoSettings, folder: DemoFolder, watch: _Stopwatch, progress: Progress) -> dict[str, Any]:
     """Analyse, replay, predict, and write the report."""
-    from dynome_analysis.pipeline import analyze
+    from dynome_analysis.pipeline.analysis import analyze
     from dynome_analysis.prediction import predict_performance
     from dynome_analysis.recording import open_recording
     from dynome_analysis.replay import replay_learning_rate, replay_stopping

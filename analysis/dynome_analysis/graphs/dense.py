@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_analysis.graphs.centrality import EigenvectorCentrality, eigenvector_centrality
-from dynome_analysis.homology import check_connectome
+from dynome_analysis.homology.births import check_connectome
 from dynome_analysis.kernels.symmetric_product import LANES, SPAN, label_parts, multiply_symmetric
 
 if TYPE_CHECKING:

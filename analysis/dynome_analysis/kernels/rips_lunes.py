@@ -1,7 +1,7 @@
 """The filtration of a Rips complex, edge by edge: lunes, their components, what is born and what dies.
 
 The lune of an edge are the units that earlier edges join to both of its ends: one AND of two rows of bits.
-`dynome_analysis.loops` says why the outcome is exact.
+`dynome_analysis.persistence.loops` says why the outcome is exact.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.centroids import centroid, check_weights
 from dynome_analysis.compute import Progress, compute
+from dynome_analysis.distance.centroids import centroid, check_weights
 from dynome_analysis.labelled.signatures import find_arrays, signature_rows
 from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidArgumentError

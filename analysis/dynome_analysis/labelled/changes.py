@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
-from dynome_analysis.distance import pairwise_distances, sorted_distance
-from dynome_analysis.halves import paired_floor, split_samples
-from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.distance.halves import paired_floor, split_samples
+from dynome_analysis.distance.weights import pairwise_distances, sorted_distance
+from dynome_analysis.homology.births import births_and_deaths
 from dynome_analysis.labelled.blocks import moments
 from dynome_analysis.labelled.connectomes import correlate_snapshot
 from dynome_analysis.labelled.signatures import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.halfplane import GroundNorm
+    from dynome_analysis.distance.halfplane import GroundNorm
     from dynome_analysis.reading import SnapshotReader
     from dynome_analysis.recording import Recording
 
@@ -61,7 +61,8 @@ def reconfiguration(
         or of `analyze`. "frobenius": connectomes.
     metric : {"top", "births", "deaths", "wasserstein", "frobenius"}
         "top" compares births and deaths in closed form (the Wasserstein distance between the sorted weights), "births"
-        and "deaths" one of them; "wasserstein" compares H1 diagrams (`dynome_analysis.distance.diagram_distance`);
+        and "deaths" one of them; "wasserstein" compares H1 diagrams
+        (`dynome_analysis.distance.matching.diagram_distance`);
         "frobenius" the connectomes entry by entry.
     reference : {"previous", "first"} or a signature of one graph
         What every snapshot is compared with: the one before, the first one, or for example a `topological_centroid` or

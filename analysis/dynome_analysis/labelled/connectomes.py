@@ -9,9 +9,9 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.columns import Measure, check_measure
 from dynome_analysis.compute import compute
-from dynome_analysis.correlation import correlate, non_finite_units
+from dynome_analysis.connectome.columns import Measure, check_measure
+from dynome_analysis.connectome.correlation import correlate, non_finite_units
 from dynome_analysis.labelled.blocks import check_connectomes, map_snapshots, moments, one_snapshot_per_chunk
 from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
 from dynome_analysis.labelled.blocks import check_connectomes, moments, one_snapshot_per_chunk
-from dynome_analysis.persistence import Engine, Transform, parse_rips_options, rips_diagrams
+from dynome_analysis.persistence.rips import Engine, Transform, parse_rips_options, rips_diagrams
 from dynome_analysis.provenance import provenance
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def rips(
     dimensions : sequence of int
         Degrees out of 0, 1, 2.
     transform : {"1 - r", "sqrt(1 - r)", "sqrt(1 - r^2)", "arccos r"}
-        From weight to distance; see `dynome_analysis.persistence.rips_distances`.
+        From weight to distance; see `dynome_analysis.persistence.rips.rips_distances`.
     field : int
         Homology over the field of this prime number of elements.
     engine : {"auto", "dynome", "giotto-ph", "ripser", "gudhi"}
@@ -69,7 +69,7 @@ def rips(
 
     Notes
     -----
-    METHODS.md section 3; cost as in `dynome_analysis.persistence.rips_diagrams`, one snapshot per task.
+    METHODS.md section 3; cost as in `dynome_analysis.persistence.rips.rips_diagrams`, one snapshot per task.
     """
     check_connectomes(connectomes)
     degrees, engines = parse_rips_options(dimensions, transform=transform, field=field, engine=engine)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dynome_analysis.labelled.blocks import moments
 from dynome_analysis.labelled.diagrams import pad_points
-from dynome_analysis.layouts import (
+from dynome_analysis.persistence.layouts import (
     from_giotto,
     from_gudhi,
     from_persim,
@@ -60,7 +60,7 @@ def export_diagrams(
     array or list
         "giotto": float64 (snapshot, feature, 3), rows [birth, death, degree], padded on the diagonal, bars of length 0
         left out. "persim": per snapshot a list by degree of float64 (point, 2). "gudhi": per snapshot a list of
-        (degree, (birth, death)). See `dynome_analysis.layouts`.
+        (degree, (birth, death)). See `dynome_analysis.persistence.layouts`.
 
     Raises
     ------
@@ -106,8 +106,8 @@ def import_diagrams(
     layout : {"giotto", "persim", "gudhi"}
         Whose layout.
     reduced_homology, infinity_values, units
-        Of "giotto" only, see `dynome_analysis.layouts.from_giotto`: whether the bar that never dies was left out, what
-        its death was replaced by, and how many bars degree 0 had.
+        Of "giotto" only, see `dynome_analysis.persistence.layouts.from_giotto`: whether the bar that never dies was
+        left out, what its death was replaced by, and how many bars degree 0 had.
     like : Dataset or DataArray, optional
         What the snapshots are: its coordinates ``epoch`` and ``step`` and its provenance carry over.
 

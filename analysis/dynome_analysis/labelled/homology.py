@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import compute
-from dynome_analysis.histogram import BINS, bin_centres, death_histogram
-from dynome_analysis.homology import births, births_and_deaths, check_connectome, number_of_deaths
+from dynome_analysis.homology.births import births, births_and_deaths, check_connectome, number_of_deaths
+from dynome_analysis.homology.histogram import BINS, bin_centres, death_histogram
 from dynome_analysis.kernels.triangle import count_isolated
 from dynome_analysis.labelled.blocks import check_connectomes, map_snapshots, moments, one_snapshot_per_chunk
 from dynome_analysis.provenance import provenance

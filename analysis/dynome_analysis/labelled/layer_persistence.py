@@ -12,7 +12,7 @@ import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
 from dynome_analysis.graphs.walk import CONVOLUTIONS, LINEAR
-from dynome_analysis.layer_persistence import (
+from dynome_analysis.persistence.layer_persistence import (
     Scale,
     check_order,
     check_scale,
@@ -55,7 +55,7 @@ def neural_persistence(
         Divide each layer by its upper bound ``(vertex - 1)^(1/p)`` [P].
     count_unpaired : bool, default False
         Count the one component per layer that never merges, as the authors' code does; see
-        `dynome_analysis.layer_persistence.tree_persistence`.
+        `dynome_analysis.persistence.layer_persistence.tree_persistence`.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
 

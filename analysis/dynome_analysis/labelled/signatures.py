@@ -8,8 +8,9 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.distance import diagram_distance, signature_distance
-from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.distance.matching import diagram_distance
+from dynome_analysis.distance.weights import signature_distance
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.labelled.blocks import one_snapshot_per_chunk
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
@@ -98,7 +99,7 @@ def row_distance(
 
 
 def row_matrix(rows: list[tuple[Any, ...]]) -> list[list[Any]]:
-    """Turn rows of parts into parts of rows, as `dynome_analysis.distance.pairwise_distances` takes them."""
+    """Turn rows of parts into parts of rows, as `dynome_analysis.distance.weights.pairwise_distances` takes them."""
     return [list(part) for part in zip(*rows)]
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import xarray as xr
 
 from dynome_analysis.compute import Progress, compute
-from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.labelled.blocks import moments, one_snapshot_per_chunk
 from dynome_analysis.labelled.exchange import diagrams_by_degree
-from dynome_analysis.provenance import provenance
-from dynome_analysis.summaries import (
+from dynome_analysis.persistence.summaries import (
     Summary,
     check_thresholds,
     summarise_births,
     summarise_deaths,
     summarise_diagram,
 )
+from dynome_analysis.provenance import provenance
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.columns import DEAD_TOLERANCE, non_finite_units
 from dynome_analysis.compute import Progress, compute, one_blas_thread
-from dynome_analysis.histogram import BINS, check_bins
+from dynome_analysis.connectome.columns import DEAD_TOLERANCE, non_finite_units
+from dynome_analysis.homology.histogram import BINS, check_bins
+from dynome_analysis.homology.streaming import TILE, PartialHomology, StreamedHomology, finish, merge, tile_homology
 from dynome_analysis.reading import decode
 from dynome_analysis.recording import Recording
-from dynome_analysis.streaming import TILE, PartialHomology, StreamedHomology, finish, merge, tile_homology
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:

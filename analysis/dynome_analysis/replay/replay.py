@@ -337,7 +337,7 @@ def _analysis(recording: Recording, sites: Sequence[str] | str | None, progress:
             f"{recording.path} has {snapshots} probe snapshot{'s'[: snapshots != 1]}; a change between snapshots "
             "needs at least 2: record more epochs"
         )
-    from dynome_analysis.pipeline import analyze  # late: a rule on metrics alone needs none of it
+    from dynome_analysis.pipeline.analysis import analyze  # late: a rule on metrics alone needs none of it
 
     return analyze(recording, sites=sites, progress=progress)
 

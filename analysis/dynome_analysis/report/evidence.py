@@ -50,7 +50,7 @@ def gather(recording: Recording, *, patience: int, progress: Progress | None = N
     CorruptRecordingError
         A stored file is missing, truncated or changed: nothing can be said then.
     """
-    from dynome_analysis.pipeline import analyze
+    from dynome_analysis.pipeline.analysis import analyze
     from dynome_analysis.replay import replay_learning_rate
 
     missing: dict[str, str] = {}

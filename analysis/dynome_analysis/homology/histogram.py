@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.homology import births as births_of
-from dynome_analysis.homology import check_connectome
+from dynome_analysis.homology.births import births as births_of
+from dynome_analysis.homology.births import check_connectome
 from dynome_analysis.kernels.histogram import (
     add_to_histogram,
     add_upper_triangle_to_histogram,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import coo_array
 
-from dynome_analysis.halfplane import lengths, nearest_pairs, to_diagonal
+from dynome_analysis.distance.halfplane import lengths, nearest_pairs, to_diagonal
 from dynome_analysis.kernels.assignment import augment_all, bid_all, find_violations, lower_duals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynome_analysis.halfplane import GroundNorm, Points
+    from dynome_analysis.distance.halfplane import GroundNorm, Points
 
 __all__ = ["optimal_mates"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from dynome_analysis.homology import births, check_connectome
-from dynome_analysis.loops import loop_weights
+from dynome_analysis.homology.births import births, check_connectome
+from dynome_analysis.persistence.loops import loop_weights
 from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def rips_diagrams(
 
     Notes
     -----
-    Degree 0: O(unit^2). Degree 1: as `dynome_analysis.loops.loop_weights`, O(unit^2) memory. Degree 2 and other
+    Degree 0: O(unit^2). Degree 1: as `loop_weights`, O(unit^2) memory. Degree 2 and other
     fields: the engine's, far worse, O(unit^2) memory and more. Functional persistence uses the same distance and
     degrees [authors' code: P]; the engine is our choice [O]. METHODS.md section 3.
     """

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.kernels.summaries import SUMS, summarise_counted, summarise_points, summarise_sorted
-from dynome_analysis.layouts import check_points
+from dynome_analysis.persistence.layouts import check_points
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dynome_analysis.correlation import non_finite_units, standardise
-from dynome_analysis.distance import sorted_distance
-from dynome_analysis.halves import split_samples
-from dynome_analysis.histogram import WeightHistogram, histogram_distance
-from dynome_analysis.homology import births_and_deaths
+from dynome_analysis.connectome.correlation import non_finite_units, standardise
+from dynome_analysis.distance.halves import split_samples
+from dynome_analysis.distance.weights import sorted_distance
+from dynome_analysis.homology.births import births_and_deaths
+from dynome_analysis.homology.histogram import WeightHistogram, histogram_distance
+from dynome_analysis.homology.streaming import stream_homology
 from dynome_analysis.labelled.connectomes import Measure, correlate_snapshot
-from dynome_analysis.persistence import Engine, functional_persistence, rips_diagrams
-from dynome_analysis.streaming import stream_homology
+from dynome_analysis.persistence.rips import Engine, functional_persistence, rips_diagrams
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynome_analysis.homology.routes import Route
     from dynome_analysis.reading import SnapshotReader
-    from dynome_analysis.routes import Route
 
     Deaths: TypeAlias = NDArray[np.float32] | WeightHistogram
 

@@ -2,12 +2,11 @@
 
 Everything is computed from differences, with float64 sums, and never through a Gram matrix: consecutive snapshots lie
 so close together that ``|x|^2 + |y|^2 - 2 x.y`` cancels. Distances between diagrams are a matching problem:
-`dynome_analysis.matching`.
+`dynome_analysis.distance.matching`.
 """
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import combinations, product
@@ -15,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.histogram import WeightHistogram, histogram_distance
-from dynome_analysis.kernels.differences import LANES, pair_powers, sum_powers
-from dynome_analysis.matching import diagram_distance
-from dynome_analysis.quantiles import (
+from dynome_analysis.distance.quantiles import (
     as_measure,
     check_order,
     flatten,
     merged_powers,
-    quantile_distance,
-    quantile_embedding,
     root_of_powers,
 )
+from dynome_analysis.homology.histogram import WeightHistogram, histogram_distance
+from dynome_analysis.kernels.differences import LANES, pair_powers, sum_powers
+from dynome_analysis.threads import usable_cores
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -34,16 +31,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.quantiles import Measure, Vector
+    from dynome_analysis.distance.quantiles import Measure, Vector
 
-__all__ = [
-    "diagram_distance",
-    "pairwise_distances",
-    "quantile_distance",
-    "quantile_embedding",
-    "signature_distance",
-    "sorted_distance",
-]
+__all__ = ["pairwise_distances", "signature_distance", "sorted_distance"]
 
 # Columns that are compared at a time: a block of 64 rows in float32 is 1 MB and stays in the second-level cache.
 WIDTH = 16 * LANES
@@ -120,7 +110,7 @@ def signature_distance(
     distance, bound : float
         The distance between the weights lies within ``bound`` of ``distance``: 0 without histograms. Weights that
         move by a vector e of the same norm change a distance by at most its length, so the bounds of the parts
-        (`dynome_analysis.histogram.histogram_distance`) add like the distances do.
+        (`dynome_analysis.homology.histogram.histogram_distance`) add like the distances do.
 
     Raises
     ------
@@ -194,7 +184,7 @@ def pairwise_distances(
     rows, columns = _count(parts), _count(parts if against is None else against)
     if against is not None and len(against) != len(parts):
         raise InvalidArgumentError(f"both groups need the same parts; got {len(parts)} and {len(against)}")
-    workers = threads or _usable_cores()
+    workers = threads or usable_cores()
     found = np.zeros((rows, columns))
     if normalised:
         pairs = list(combinations(range(rows), 2) if against is None else product(range(rows), range(columns)))
@@ -295,9 +285,3 @@ def _count(parts: list[list[Measure]]) -> int:
     if len(counts) != 1:
         raise InvalidArgumentError(f"every part needs as many snapshots; got {sorted(counts)}")
     return counts.pop()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -30,7 +30,7 @@ import zarr
 from zarr.core.array import AsyncArray
 from zarr.storage import LocalStore, StorePath
 
-from dynome_analysis.aligned import write_aligned
+from dynome_analysis.pipeline.aligned import write_aligned
 from dynome_recorder.errors import StorageError
 from dynome_recorder.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX, encode_json
 

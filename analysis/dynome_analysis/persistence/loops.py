@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.homology import check_connectome
+from dynome_analysis.homology.births import check_connectome
+from dynome_analysis.homology.routes import SHARE, available_memory
 from dynome_analysis.kernels.rips_edges import DIGIT, count_edges, draw_edges, sort_edges, survey_rows
 from dynome_analysis.kernels.rips_lunes import EXHAUSTED, FINISHED, follow_edges
 from dynome_analysis.kernels.rips_reduction import BORN, PENDING, USED, LoopState
-from dynome_analysis.routes import SHARE, available_memory
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.columns import DEAD_TOLERANCE, standardise
-from dynome_analysis.forests import EdgeList, edge_ties, spanning_forest
-from dynome_analysis.histogram import BINS, WeightHistogram, check_bins
+from dynome_analysis.connectome.columns import DEAD_TOLERANCE, standardise
+from dynome_analysis.homology.forests import EdgeList, edge_ties, spanning_forest
+from dynome_analysis.homology.histogram import BINS, WeightHistogram, check_bins
+from dynome_analysis.homology.tiling import reduce_tiles
 from dynome_analysis.kernels.tiles import permute_columns
 from dynome_analysis.threads import usable_cores
-from dynome_analysis.tiling import reduce_tiles
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

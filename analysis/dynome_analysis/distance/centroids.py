@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.histogram import WeightHistogram
-from dynome_analysis.quantiles import quantile_embedding
+from dynome_analysis.distance.quantiles import quantile_embedding
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.quantiles import Measure
+    from dynome_analysis.distance.quantiles import Measure
 
 __all__ = ["centroid", "check_weights"]
 

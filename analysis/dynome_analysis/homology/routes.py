@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dynome_analysis.columns import DEAD_TOLERANCE
-from dynome_analysis.correlation import correlate
-from dynome_analysis.histogram import BINS, WeightHistogram
-from dynome_analysis.homology import births_and_deaths
-from dynome_analysis.streaming import stream_homology
+from dynome_analysis.connectome.columns import DEAD_TOLERANCE
+from dynome_analysis.connectome.correlation import correlate
+from dynome_analysis.homology.births import births_and_deaths
+from dynome_analysis.homology.histogram import BINS, WeightHistogram
+from dynome_analysis.homology.streaming import stream_homology
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

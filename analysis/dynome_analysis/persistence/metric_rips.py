@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.homology import births
-from dynome_analysis.loops import loop_lengths
-from dynome_analysis.persistence import Engine, rips_diagrams
+from dynome_analysis.homology.births import births
+from dynome_analysis.persistence.loops import loop_lengths
+from dynome_analysis.persistence.rips import Engine, rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def metric_diagrams(
     longest : float
         Longer edges do not exist.
     field, engine, memory_limit
-        As for `dynome_analysis.persistence.rips_diagrams`.
+        As for `dynome_analysis.persistence.rips.rips_diagrams`.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def metric_diagrams(
 
     Notes
     -----
-    Degree 0 as `metric_components`. Degree 1 over two elements by our own engine: `dynome_analysis.loops.loop_lengths`.
+    Degree 0 as `metric_components`. Degree 1 over two elements by our own engine, `loop_lengths`.
     Everything else takes an engine for connectomes: what is paired depends on the order of the edges alone, so it is
     given their ranks. An edge that does not exist is given the largest float32 and comes last; what dies by it never
     dies, which is the persistence of the filtration that ends before it. One more

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dynome_analysis.connectome.shrinkage import partial_columns
 from dynome_analysis.kernels.ranks import average_ranks
 from dynome_analysis.kernels.standardise import COLUMNS, column_magnitudes, standardise_columns
-from dynome_analysis.shrinkage import partial_columns
 from dynome_analysis.threads import for_each
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 

@@ -15,10 +15,10 @@ from sklearn.metrics import pairwise_distances
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
-from dynome_analysis.correlation import DEAD_TOLERANCE, correlate
-from dynome_analysis.layouts import to_giotto
-from dynome_analysis.metric_rips import metric_diagrams
-from dynome_analysis.persistence import rips_distances
+from dynome_analysis.connectome.correlation import DEAD_TOLERANCE, correlate
+from dynome_analysis.persistence.layouts import to_giotto
+from dynome_analysis.persistence.metric_rips import metric_diagrams
+from dynome_analysis.persistence.rips import rips_distances
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.correlation import Measure
-    from dynome_analysis.persistence import Engine
+    from dynome_analysis.connectome.correlation import Measure
+    from dynome_analysis.persistence.rips import Engine
 
 __all__ = ["Connectome", "VietorisRipsPersistence"]
 
@@ -54,7 +54,7 @@ class Connectome(_StackTransformer):
     ----------
     measure : str, default "pearson"
     signed : bool, default False
-        As for `dynome_analysis.correlation.correlate`; signed weights make no distances.
+        As for `dynome_analysis.connectome.correlation.correlate`; signed weights make no distances.
     output : {"distance", "weight"}, default "distance"
         ``1 - C`` with diagonal 0, what `VietorisRipsPersistence` and giotto-tda take for ``metric="precomputed"``, or
         ``C`` itself.
@@ -153,7 +153,7 @@ class VietorisRipsPersistence(_StackTransformer):
         Threads over samples, as joblib counts them; None is 1 outside a joblib context.
     engine : str, default "auto"
     memory_limit : int, optional
-        As for `dynome_analysis.persistence.rips_diagrams`; giotto-tda does not have them.
+        As for `dynome_analysis.persistence.rips.rips_diagrams`; giotto-tda does not have them.
 
     Attributes
     ----------

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial import KDTree
 
-from dynome_analysis.halfplane import to_diagonal
+from dynome_analysis.distance.halfplane import to_diagonal
 from dynome_analysis.kernels.bottleneck import least_cover
 
 if TYPE_CHECKING:
-    from dynome_analysis.halfplane import GroundNorm, Points
+    from dynome_analysis.distance.halfplane import GroundNorm, Points
 
 __all__ = ["bottleneck_length"]
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynome_analysis.homology.sorting import Sort, sort_weights
 from dynome_analysis.kernels.multiset import subtract_sorted_multiset
 from dynome_analysis.kernels.spanning_tree import maximum_spanning_tree_edges, maximum_spanning_tree_weights
 from dynome_analysis.kernels.triangle import compare_triangles, pack_upper_triangle
-from dynome_analysis.sorting import Sort, sort_weights
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:

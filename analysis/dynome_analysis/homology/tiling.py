@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dynome_analysis.forests import EdgeList, GrowingForest, spanning_forest
+from dynome_analysis.homology.forests import EdgeList, GrowingForest, spanning_forest
 from dynome_analysis.kernels.forests import tile_floors
 from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.linalg.blas import ssyrk
 
-from dynome_analysis.columns import (
+from dynome_analysis.connectome.columns import (
     DEAD_TOLERANCE,
     MEASURES,
     Measure,

@@ -1,6 +1,6 @@
 """Persistence diagrams in the layouts of other libraries, and back. Numbers only.
 
-Ours, as `dynome_analysis.persistence.rips_diagrams` makes it, is one mapping per snapshot: degree to float64
+Ours, as `dynome_analysis.persistence.rips.rips_diagrams` makes it, is one mapping per snapshot: degree to float64
 (point, 2), birth and death, sorted by (birth, death). The rule to keep: what a layout cannot hold is said in the
 function that writes it, and can be asked back from the function that reads it.
 """

@@ -8,15 +8,16 @@ import dask
 import numpy as np
 
 from dynome_analysis.compute import Progress, compute, one_blas_thread
-from dynome_analysis.distance import diagram_distance, pairwise_distances
-from dynome_analysis.histogram import WeightHistogram, histogram_distance
+from dynome_analysis.distance.matching import diagram_distance
+from dynome_analysis.distance.weights import pairwise_distances
+from dynome_analysis.homology.histogram import WeightHistogram, histogram_distance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.cache import Facts, ResultFolder
+    from dynome_analysis.pipeline.cache import Facts, ResultFolder
 
 __all__ = ["compare_loops", "compare_weights"]
 

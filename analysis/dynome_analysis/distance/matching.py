@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_analysis.assignment import optimal_mates
-from dynome_analysis.bottleneck import bottleneck_length
-from dynome_analysis.halfplane import lengths, to_diagonal
+from dynome_analysis.distance.assignment import optimal_mates
+from dynome_analysis.distance.bottleneck import bottleneck_length
+from dynome_analysis.distance.halfplane import lengths, to_diagonal
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynome_analysis.halfplane import GroundNorm, Points
+    from dynome_analysis.distance.halfplane import GroundNorm, Points
 
 __all__ = ["diagram_distance"]
 
@@ -34,7 +34,7 @@ def diagram_distance(
     with ``order`` p and ``ground_norm`` between points of the (birth, death) plane; a point may instead go to the
     diagonal, whose distance is ``(death - birth) / 2`` times 2, sqrt(2) or 1 for the ground norms 1, 2, inf. TOP and
     CG-ALR name a Wasserstein distance between diagrams [P]; order 2 and ground norm 2 are our choice [O], made so that
-    on births alone it becomes the closed form of `dynome_analysis.distance.sorted_distance` (METHODS.md section 3).
+    on births alone it becomes the closed form of `sorted_distance` (METHODS.md section 3).
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from dynome_analysis.histogram import WeightHistogram
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.kernels.differences import merge_quantiles
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 

@@ -25,19 +25,19 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from dynome_analysis.cache import Facts, ResultFolder, ResultKey, RowArray, prune
-from dynome_analysis.columns import Measure
-from dynome_analysis.comparisons import compare_loops, compare_weights
 from dynome_analysis.compute import Progress, worker_memory
-from dynome_analysis.halves import paired_floor
-from dynome_analysis.histogram import BINS, WeightHistogram
-from dynome_analysis.homology import number_of_deaths
+from dynome_analysis.connectome.columns import Measure
+from dynome_analysis.distance.halves import paired_floor
+from dynome_analysis.homology.births import number_of_deaths
+from dynome_analysis.homology.histogram import BINS, WeightHistogram
 from dynome_analysis.labelled.connectomes import choose_units
-from dynome_analysis.measurement import NOT_WANTED, Plan
-from dynome_analysis.persistence import Engine, find_engine
+from dynome_analysis.persistence.rips import Engine, find_engine
+from dynome_analysis.pipeline.cache import Facts, ResultFolder, ResultKey, RowArray, prune
+from dynome_analysis.pipeline.comparisons import compare_loops, compare_weights
+from dynome_analysis.pipeline.measurement import NOT_WANTED, Plan
+from dynome_analysis.pipeline.stretches import measure_missing
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import distinct_snapshots
-from dynome_analysis.stretches import measure_missing
 from dynome_recorder.errors import InvalidArgumentError, StorageError
 from dynome_recorder.format import ANALYSIS_FOLDER
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynome_analysis.homology.routes import Route
     from dynome_analysis.reading import SnapshotReader
     from dynome_analysis.recording import Recording
-    from dynome_analysis.routes import Route
 
 __all__ = ["analyze", "code_version"]
 
@@ -188,7 +188,7 @@ def analyze(
 @cache
 def code_version() -> str:
     """Return the package's version and a digest of the code that makes the numbers: no result outlives an edit."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(here.rglob("*.py")):
         if path.relative_to(here).parts[0] not in NOT_NUMBERS:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import dask
 
 from dynome_analysis.compute import Progress, compute, counted_parts, one_blas_thread, report_part, worker_threads
-from dynome_analysis.measurement import Plan, check_snapshot, look_at, measure_snapshot
+from dynome_analysis.pipeline.measurement import Plan, check_snapshot, look_at, measure_snapshot
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynome_analysis.cache import Facts, ResultFolder
+    from dynome_analysis.pipeline.cache import Facts, ResultFolder
     from dynome_analysis.reading import SnapshotReader
 
 __all__ = ["Measurement", "cut_into_stretches", "measure_missing"]

@@ -1,0 +1,1 @@
+"""Connectomes: how strongly every two units vary together. Numbers only."""

@@ -1,0 +1,1 @@
+"""Distances between signatures, centroids, and how much of a distance is noise. Numbers only."""

@@ -1,0 +1,1 @@
+"""Vietoris-Rips diagrams, their layouts and summaries; neural persistence of weights. Numbers only."""
