@@ -65,6 +65,16 @@ def test_kernels_import_nothing_of_the_package() -> None:
         assert roots <= {"numba", "numpy", "os", "typing", "collections", "__future__"}, path.name
 
 
+@pytest.mark.parametrize("room", ["connectome", "homology", "persistence", "distance", "graphs"])
+def test_numbers_know_no_glue(room: str) -> None:
+    assert list((ANALYSIS / room).glob("*.py")) != []
+    assert offenders(ANALYSIS / room, {"dask", "distributed", "xarray", "zarr", "pandas", "torch"}) == []
+    for path in (ANALYSIS / room).glob("*.py"):
+        glue = {"labelled", "pipeline", "compute", "recording", "reading", "replay", "prediction", "report", "demo"}
+        inside = {name.split(".")[1] for name in imports_of(path) if name.startswith("dynome_analysis.")}
+        assert not inside & glue, path.name
+
+
 def test_rules_take_plain_numbers() -> None:
     forbidden = {"torch", "xarray", "zarr", "dask", "pandas", "dynome_recorder"}
     for name in ("stopping.py", "learning_rate.py"):

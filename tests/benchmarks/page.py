@@ -58,7 +58,7 @@ def cell(row: Row, arm: str) -> str:
         return value
     ratio = row.ratio(arm)
     text = number(value * 1e3)
-    return text if ratio is None or arm == next(iter(row.seconds)) else f"{text} ({ratio:.3g}x)"
+    return text if ratio is None or arm == next(iter(row.seconds)) else f"{text} ({number(ratio)}x)"
 
 
 def number(value: float) -> str:
