@@ -65,10 +65,20 @@ def follow_edges(
     O(units / 64) word operations for most edges, O(units^2 / 64) for a lune that is sparse inside. No allocation.
     """
     label = state.label
+    # Entries are read as adjacency[unit, word]: a row of its own would be counted as a reference, which cost half of
+    # the time.
     adjacency = state.adjacency
     path = state.path
     lune = state.lune
     rest = state.rest
+    stack = state.stack
+    column = state.column
+    born = state.born
+    died = state.died
+    dead = state.dead
+    relation = state.relation
+    relations = state.relations
+    settled = state.settled
     counters = state.counters
     words = adjacency.shape[1]
     if counters[ALIVE] == 0 and _none_to_come(adjacency, label, counters, bits, flip, bound):
@@ -81,35 +91,37 @@ def follow_edges(
         if j < i:
             i, j = j, i
         alive = counters[ALIVE]
-        first = adjacency[i]
-        second = adjacency[j]
         w = 0
-        while w < words and first[w] & second[w] == ZERO:
+        while w < words and adjacency[i, w] & adjacency[j, w] == ZERO:
             w += 1
         if w == words:
-            if counters[BORN] == state.born.size:
+            if counters[BORN] == born.size:
                 return FULL, at
-            path[i, j] = _close(state.parent, counters, state.born, state.died, i, j, key)
+            path[i, j] = _close(state.parent, counters, born, died, i, j, key)
         else:
-            middle = (w << 6) + lowest_bit(first[w] & second[w])
+            middle = (w << 6) + lowest_bit(adjacency[i, w] & adjacency[j, w])
             path[i, j] = middle
             if alive > 0:
-                third = adjacency[middle]
                 left = ZERO
                 for v in range(words):
-                    common = first[v] & second[v]
-                    outside = common & ~third[v]
-                    lune[v] = common & third[v]
+                    common = adjacency[i, v] & adjacency[j, v]
+                    outside = common & ~adjacency[middle, v]
+                    lune[v] = common & adjacency[middle, v]
                     rest[v] = outside
                     left |= outside
-                if (
-                    left != ZERO
-                    and _leave_components(lune, rest, adjacency)
-                    and not _fill(state, i, j, middle, key, bits, flip, patience)
-                ):
-                    return FULL, at
-        first[j >> 6] |= ONE << np.uint64(j & 63)
-        second[i >> 6] |= ONE << np.uint64(i & 63)
+                if left != ZERO and _leave_components(lune, rest, adjacency):
+                    # What is done before room runs out stays true, so that the edge may be repeated.
+                    unit = _take_component(rest, adjacency, stack)
+                    while unit >= 0:
+                        if not walk_loop(path, column, stack, i, middle, j, unit, patience) and not sweep_loop(
+                            state, i, middle, j, unit, bits, flip
+                        ):
+                            return FULL, at
+                        if not reduce_column(column, dead, relation, relations, settled, died, counters, key):
+                            return FULL, at
+                        unit = _take_component(rest, adjacency, stack)
+        adjacency[i, j >> 6] |= ONE << np.uint64(j & 63)
+        adjacency[j, i >> 6] |= ONE << np.uint64(i & 63)
         if counters[ALIVE] == 0:
             p = label[counters[PENDING]]
             q = label[counters[PENDING + 1]]
@@ -169,11 +181,13 @@ def _leave_components(lune: NDArray[np.uint64], rest: NDArray[np.uint64], adjace
             while word != ZERO:
                 unit = (w << 6) + lowest_bit(word)
                 word &= word - ONE
-                row = adjacency[unit]
-                if _meet(row, lune):
+                v = 0
+                while v < words and adjacency[unit, v] & lune[v] == ZERO:
+                    v += 1
+                if v < words:
                     moved = True
                     for v in range(words):
-                        taken = rest[v] & row[v]
+                        taken = rest[v] & adjacency[unit, v]
                         rest[v] ^= taken
                         lune[v] |= taken
                     word &= rest[w]
@@ -184,72 +198,30 @@ def _leave_components(lune: NDArray[np.uint64], rest: NDArray[np.uint64], adjace
 
 
 @kernel
-def _fill(
-    state: LoopState,
-    i: int,
-    j: int,
-    middle: int,
-    key: int,
-    bits: NDArray[np.int32],
-    flip: int,
-    patience: int,
-) -> bool:
-    """Kill what the components left in ``state.rest`` fill, together with that of ``middle``. False if out of room.
-
-    What is done before that stays true, so the edge may be repeated.
-    """
-    rest = state.rest
-    column = state.column
-    for w in range(rest.size):
-        while rest[w] != ZERO:
-            unit = (w << 6) + lowest_bit(rest[w])
-            _take_component(unit, rest, state.adjacency, state.stack)
-            if not walk_loop(state.path, column, state.stack, i, middle, j, unit, patience) and not sweep_loop(
-                state, i, middle, j, unit, bits, flip
-            ):
-                return False
-            if not reduce_column(
-                column,
-                state.dead,
-                state.relation,
-                state.relations,
-                state.settled,
-                state.died,
-                state.counters,
-                key,
-            ):
-                return False
-    return True
-
-
-@kernel
-def _take_component(
-    unit: int, rest: NDArray[np.uint64], adjacency: NDArray[np.uint64], stack: NDArray[np.int32]
-) -> None:
-    """Take ``unit`` and all that is connected with it inside ``rest`` out of ``rest``."""
-    rest[unit >> 6] &= ~(ONE << np.uint64(unit & 63))
-    stack[0] = unit
+def _take_component(rest: NDArray[np.uint64], adjacency: NDArray[np.uint64], stack: NDArray[np.int32]) -> int:
+    """Take the component of the first unit of ``rest`` out of ``rest``; return that unit, or -1 if there is none."""
+    words = rest.size
+    w = 0
+    while w < words and rest[w] == ZERO:
+        w += 1
+    if w == words:
+        return -1
+    first = (w << 6) + lowest_bit(rest[w])
+    rest[w] &= rest[w] - ONE
+    stack[0] = first
     depth = 1
     while depth > 0:
         depth -= 1
-        row = adjacency[stack[depth]]
-        for w in range(rest.size):
-            found = rest[w] & row[w]
+        unit = stack[depth]
+        for v in range(words):
+            found = rest[v] & adjacency[unit, v]
             if found != ZERO:
-                rest[w] ^= found
+                rest[v] ^= found
                 while found != ZERO:
-                    stack[depth] = (w << 6) + lowest_bit(found)
+                    stack[depth] = (v << 6) + lowest_bit(found)
                     depth += 1
                     found &= found - ONE
-
-
-@kernel
-def _meet(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:
-    """Say whether two sets of units have one in common."""
-    for w in range(first.size):  # noqa: SIM110 - numba compiles no any() of a generator
-        if first[w] & second[w] != ZERO:
-            return True
-    return False
+    return first
 
 
 @kernel
@@ -267,15 +239,21 @@ def _none_to_come(
     at a pair that does not, and goes on from there.
     """
     n = bits.shape[0]
+    words = adjacency.shape[1]
     i = counters[PENDING]
     j = counters[PENDING + 1]
     while i < n - 1:
-        row = adjacency[label[i]]
         while j < n:
-            if (bits[i, j] ^ flip) < bound and not _meet(row, adjacency[label[j]]):
-                counters[PENDING] = i
-                counters[PENDING + 1] = j
-                return False
+            if (bits[i, j] ^ flip) < bound:
+                first = label[i]
+                second = label[j]
+                w = 0
+                while w < words and adjacency[first, w] & adjacency[second, w] == ZERO:
+                    w += 1
+                if w == words:
+                    counters[PENDING] = i
+                    counters[PENDING + 1] = j
+                    return False
             j += 1
         i += 1
         j = i + 1

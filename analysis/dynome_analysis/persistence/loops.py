@@ -50,6 +50,7 @@ HEAVIEST_FIRST = 0x7FFFFFFF
 MOST_UNITS = 1 << 16
 # Edges are drawn and sorted a slice at a time: the first slices are usually all that is needed.
 SLICE = 1 / 6
+SMALLEST_SLICE = 1 << 16
 # Slices end at one of 2 ** BINS bounds.
 BINS = 14
 # A walk of this many steps per unit has become the exception that `walk_loop` provides for.
@@ -166,7 +167,7 @@ def estimate_loops_memory(units: int, *, edges: int | None = None) -> int:
     state = 4 * units * units + 8 * units * words
     small = 4 * units * (2 * STEPS_PER_UNIT + 16) + 8 * (3 * (1 << BINS) + (1 << DIGIT))
     classes = sum(array.nbytes for array in _classes(4 * units).values())
-    return state + small + classes + 8 * (units * words + 64) + int(16 * SLICE * most)
+    return state + small + classes + 8 * (units * words + 64) + 16 * int(min(max(SLICE * most, SMALLEST_SLICE), most))
 
 
 def _pair(
@@ -200,7 +201,8 @@ def _pair(
     state = _start(np.argsort(totals, kind="stable"))
     first, status = 0, EXHAUSTED
     while first < counts.size and status != FINISHED:
-        last = int(np.searchsorted(starts, starts[first] + SLICE * starts[-1], side="right")) - 1
+        wanted = max(SLICE * starts[-1], SMALLEST_SLICE)
+        last = int(np.searchsorted(starts, starts[first] + wanted, side="right")) - 1
         last = min(max(last, first + 1), counts.size)
         number = int(starts[last] - starts[first])
         budget.take(16 * number)
