@@ -13,16 +13,25 @@ import pytest
 import xarray as xr
 from recordings import write_recording
 
+from dynome_analysis.pipeline import analysis
+from dynome_analysis.pipeline.analysis import analyze
 from dynome_analysis.prediction import predict_performance
 from dynome_analysis.recording import open_recording
+from dynome_analysis.replay import replay_learning_rate
 from dynome_analysis.report import write_report
 from dynome_analysis.report.document import describe, number, percent, plural
 from dynome_analysis.report.evidence import gather
 from dynome_analysis.report.figures.axes import scale_for, time_axis
 from dynome_analysis.report.figures.stopping import metric_names
 from dynome_analysis.report.figures.style import DARK, LIGHT
-from dynome_analysis.report.figures.topology import distance_matrix_figure
-from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, RecordingNotFoundError, StorageError
+from dynome_analysis.report.figures.topology import QUANTILES, distance_matrix_figure, spread
+from dynome_recorder.errors import (
+    CorruptRecordingError,
+    InvalidArgumentError,
+    InvalidDataError,
+    RecordingNotFoundError,
+    StorageError,
+)
 from dynome_recorder.writer import Moment
 
 SECTIONS = (
@@ -239,6 +248,25 @@ def test_a_logarithmic_scale_needs_positive_values() -> None:
     assert scale_for(np.array([np.nan, 1.0, 0.1])) == "log"
     assert scale_for(np.array([0.0, 1.0])) == "auto"
     assert scale_for(np.array([np.nan])) == "auto"
+
+
+def test_a_streamed_analysis_says_that_there_are_no_loops(
+    make_recording: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = analyze(open_recording(make_recording(epochs=4)))
+    monkeypatch.setattr(analysis, "worker_memory", lambda: 1000)
+    path = make_recording(epochs=4)
+    page = page_of(html_of([path], tmp_path))
+    assert page.count("H1 is left out of 5 of 5 snapshots: it needs the whole connectome") == 2
+    assert "rule &#39;fp&#39; needs H1 of every snapshot" in page
+    assert "171 deaths per snapshot" in page
+    counted = analyze(open_recording(path))
+    np.testing.assert_allclose(spread(counted, "births"), spread(exact, "births"), atol=1e-5)
+    # numpy's quantiles lie between two weights by default, those of counts on one.
+    deaths = np.quantile(exact["deaths"].values, QUANTILES, axis=1, method="inverted_cdf")
+    np.testing.assert_allclose(spread(counted, "deaths"), deaths, atol=2e-5)
+    with pytest.raises(InvalidDataError, match=r"distance 'wasserstein' needs H1 .*; it is left out of 5 of 5"):
+        replay_learning_rate(open_recording(path), distance="wasserstein")
 
 
 def test_the_matrix_of_equal_snapshots_is_drawn_too() -> None:

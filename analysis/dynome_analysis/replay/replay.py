@@ -153,6 +153,8 @@ def replay_stopping(
     variables = {name: variable for name in names if (variable := SIGNALS[name].variable) is not None}
     analysis = _analysis(recording, sites, progress) if variables else None
     if analysis is not None:
+        for name, variable in variables.items():
+            _check_loops(analysis, variable, f"rule {name!r}", recording)
         signals |= {name: _snapshot_series(analysis, variable) for name, variable in variables.items()}
 
     known = {*recording.epochs.tolist(), *test, *(epoch for name in names for epoch in signals[name])}
@@ -246,6 +248,7 @@ def replay_learning_rate(
         )
     rate = recorded_rate(recording) if base_rate is None else base_rate
     analysis = _analysis(recording, sites, progress)
+    _check_loops(analysis, f"reconfiguration_{distance}", f"distance {distance!r}", recording)
     distances = np.asarray(analysis[f"reconfiguration_{distance}"].values, np.float64)
     try:
         rule = LearningRateRule(
@@ -340,6 +343,14 @@ def _analysis(recording: Recording, sites: Sequence[str] | str | None, progress:
     from dynome_analysis.pipeline.analysis import analyze  # late: a rule on metrics alone needs none of it
 
     return analyze(recording, sites=sites, progress=progress)
+
+
+def _check_loops(analysis: xr.Dataset, variable: str, purpose: str, recording: Recording) -> None:
+    """Refuse a signal of loops where the analysis had to leave H1 out: NaN would be passed over without a word."""
+    if variable in ("functional_persistence", "reconfiguration_wasserstein") and analysis.attrs["h1"] != "computed":
+        raise InvalidDataError(
+            f"{purpose} needs H1 of every snapshot of {recording.path}; it is {analysis.attrs['h1']}"
+        )
 
 
 def _snapshot_series(analysis: xr.Dataset, variable: str) -> Series:

@@ -8,6 +8,7 @@ import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, FixedTicker, LinearColorMapper, LogColorMapper
 from bokeh.palettes import Viridis256
 
+from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.report.figures.axes import frame, hover, legend_above, scale_for, source, time_axis
 from dynome_analysis.report.figures.style import LIGHT
 
@@ -23,6 +24,7 @@ __all__ = [
     "fan_figure",
     "reconfiguration_figure",
     "series_figure",
+    "spread",
 ]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -65,10 +67,22 @@ def reconfiguration_figure(analysis: xr.Dataset) -> figure:
     return plot
 
 
+def spread(analysis: xr.Dataset, name: str) -> NDArray[np.float64]:
+    """Return the `QUANTILES` of ``births`` or ``deaths`` of each snapshot; float64 (quantile, snapshot).
+
+    One snapshot at a time, since all deaths together may not fit in memory; counted deaths are within half a bin.
+    """
+    rows = range(analysis.sizes["snapshot"])
+    if name in analysis:
+        return np.column_stack([np.quantile(analysis[name][row].values, QUANTILES) for row in rows])
+    counted = analysis["death_counts"]
+    return np.column_stack([WeightHistogram(counted[row].values).quantile(QUANTILES) for row in rows]).astype(float)
+
+
 def fan_figure(analysis: xr.Dataset, name: str, y_label: str, color: str) -> figure:
     """Draw the spread of ``births`` or ``deaths`` of each snapshot: the median and the middle half and nine tenths."""
     time, label = time_axis(analysis)
-    low, quarter, median, three_quarters, high = np.quantile(analysis[name].values, QUANTILES, axis=1)
+    low, quarter, median, three_quarters, high = spread(analysis, name)
     data = source(
         {"time": time, "low": low, "quarter": quarter, "median": median, "three_quarters": three_quarters, "high": high}
     )

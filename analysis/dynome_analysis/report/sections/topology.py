@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynome_analysis.homology.births import number_of_deaths
 from dynome_analysis.report.document import Drawing, Section, Table, describe, number
 from dynome_analysis.report.figures.axes import time_axis
 from dynome_analysis.report.figures.topology import (
+    QUANTILES,
     dead_units_figure,
     distance_matrix_figure,
     fan_figure,
     reconfiguration_figure,
     series_figure,
+    spread,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +34,15 @@ def reconfiguration_section(evidence: Evidence, key: str) -> Section:
     if analysis is None or analysis.sizes["snapshot"] < 2:
         return Section(key=f"{key}-reconfiguration", title=title, missing=(_why_no_change(evidence),))
     floor = analysis["noise_floor_paired"].values
+    loops = Drawing(
+        model=series_figure(analysis, "reconfiguration_wasserstein", "Wasserstein distance", "green"),
+        title="Change of the loops (H1)",
+        caption="Wasserstein distance between the H1 diagrams of consecutive snapshots. [P names the "
+        "distance; O: which diagram]",
+        description=describe("Wasserstein distance", analysis["reconfiguration_wasserstein"].values),
+        size="half",
+    )
+    left_out = _why_no_loops(analysis)
     return Section(
         key=f"{key}-reconfiguration",
         title=title,
@@ -62,16 +74,10 @@ def reconfiguration_section(evidence: Evidence, key: str) -> Section:
                 description=describe("Frobenius distance", analysis["reconfiguration_frobenius"].values),
                 size="half",
             ),
-            Drawing(
-                model=series_figure(analysis, "reconfiguration_wasserstein", "Wasserstein distance", "green"),
-                title="Change of the loops (H1)",
-                caption="Wasserstein distance between the H1 diagrams of consecutive snapshots. [P names the "
-                "distance; O: which diagram]",
-                description=describe("Wasserstein distance", analysis["reconfiguration_wasserstein"].values),
-                size="half",
-            ),
+            *(() if left_out else (loops,)),
         ),
         tables=(_change_table(analysis),),
+        missing=left_out,
     )
 
 
@@ -81,21 +87,22 @@ def homology_section(evidence: Evidence, key: str) -> Section:
     analysis = evidence.analysis
     if analysis is None:
         return Section(key=f"{key}-homology", title=title, missing=(evidence.missing["analysis"],))
+    units = int(analysis.attrs["units"])
     kinds = (
-        ("births", "birth", "components", "orange", "High births: every unit is strongly tied to some other."),
-        ("deaths", "death", "loops", "blue", "High deaths: the rest of the graph is dense too."),
+        ("births", units - 1, "components", "orange", "High births: every unit is strongly tied to some other."),
+        ("deaths", number_of_deaths(units), "loops", "blue", "High deaths: the rest of the graph is dense too."),
     )
     fans = [
         Drawing(
             model=fan_figure(analysis, name, "absolute correlation", color),
             title=f"{name.capitalize()} ({what})",
-            caption=f"{analysis.sizes[dimension]:,} {name} per snapshot: the line is the median, the bands hold the "
+            caption=f"{count:,} {name} per snapshot: the line is the median, the bands hold the "
             f"middle half and the middle nine tenths. {meaning} [G]",
-            description=describe(f"Median of the {name}", np.median(analysis[name].values, axis=1)),
+            description=describe(f"Median of the {name}", spread(analysis, name)[QUANTILES.index(0.5)]),
             size="half",
         )
-        for name, dimension, what, color, meaning in kinds
-        if analysis.sizes[dimension]
+        for name, count, what, color, meaning in kinds
+        if count
     ]
     mean = Drawing(
         model=series_figure(analysis, "mean_absolute_correlation", "mean correlation", "sky"),
@@ -112,6 +119,7 @@ def homology_section(evidence: Evidence, key: str) -> Section:
         description=describe("Functional persistence", analysis["functional_persistence"].values),
         size="half",
     )
+    left_out = _why_no_loops(analysis)
     return Section(
         key=f"{key}-homology",
         title=title,
@@ -119,7 +127,8 @@ def homology_section(evidence: Evidence, key: str) -> Section:
             "Births are the edges of the maximum spanning tree, deaths are all other edges [G]: together they are "
             "every correlation in the network, sorted.",
         ),
-        drawings=(*fans, mean, loops),
+        drawings=(*fans, mean, *(() if left_out else (loops,))),
+        missing=left_out,
     )
 
 
@@ -201,6 +210,10 @@ def _change_table(analysis: xr.Dataset) -> Table:
         ),
         folded=True,
     )
+
+
+def _why_no_loops(analysis: xr.Dataset) -> tuple[str, ...]:
+    return () if analysis.attrs["h1"] == "computed" else (f"H1 is {analysis.attrs['h1']}",)
 
 
 def _why_no_change(evidence: Evidence) -> str:
