@@ -133,6 +133,19 @@ def test_a_stack_is_laid_out_as_giottos(distances: NDArray[np.float32]) -> None:
         np.testing.assert_array_equal(one[1], whole[1])
 
 
+def test_negative_zeros_are_lengths_of_zero() -> None:
+    weights = np.array([[1.0, 1.0, 0.5], [1.0, 1.0, 0.25], [0.5, 0.25, 1.0]])
+    lengths = -np.log(weights)  # -0.0 between the first two, and on the diagonal
+    assert np.signbit(lengths[0, 1])
+    assert metric_diagrams(lengths)[0][:, 1].tolist() == [0, np.float32(np.log(2)), np.inf]
+
+
+@pytest.mark.parametrize("longest", [-1.0, np.nan])
+def test_a_longest_edge_must_be_a_length(longest: float) -> None:
+    with pytest.raises(InvalidArgumentError, match="longest must be a length of at least 0"):
+        metric_diagrams(np.zeros((3, 3)), longest=longest)
+
+
 def test_points_and_sizes_may_differ(distances: NDArray[np.float32]) -> None:
     random = np.random.default_rng(0)
     clouds = [random.normal(size=(count, 3)) for count in (6, 12, 1)]

@@ -54,8 +54,8 @@ def metric_diagrams(
     Raises
     ------
     InvalidArgumentError
-        Not square, not symmetric, or vertex weights on the diagonal; a degree, field or engine that is not known, or
-        more than 16 million different distances for another engine than ours.
+        Not square, not symmetric, or vertex weights on the diagonal; a longest edge below 0 or NaN; a degree, field or
+        engine that is not known, or more than 16 million different distances for another engine than ours.
     InvalidDataError
         NaN, a negative distance, or a memory limit that does not suffice.
     MissingExtraError
@@ -119,6 +119,8 @@ def _by_ranks(
 
 def _check_distances(distances: NDArray[np.floating[Any]], longest: float) -> NDArray[np.float32]:
     """Return distances as float32 with the largest float32 for edges that do not exist, or say what is wrong."""
+    if not longest >= 0:
+        raise InvalidArgumentError(f"longest must be a length of at least 0; got {longest}")
     matrix = np.asarray(distances)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise InvalidArgumentError(f"distances must be a square matrix (point, point); got shape {matrix.shape}")
@@ -132,7 +134,8 @@ def _check_distances(distances: NDArray[np.floating[Any]], longest: float) -> ND
         shorter = np.where(matrix <= longest, matrix, np.inf).astype(np.float32)
     if not np.array_equal(shorter, shorter.T):
         raise InvalidArgumentError("distances must be exactly symmetric: use (distances + distances.T) / 2")
-    return np.minimum(np.ascontiguousarray(shorter), LARGEST)
+    # Bit patterns are compared from here on, and that of -0.0, as -log(1) gives it, is not that of 0.0.
+    return np.minimum(np.abs(np.ascontiguousarray(shorter)), LARGEST)
 
 
 def _truncate(points: NDArray[np.float64]) -> NDArray[np.float64]:
