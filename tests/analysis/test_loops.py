@@ -127,6 +127,12 @@ def test_loops_equal_ripser_on_contrived_distances(steps: int, monkeypatch: pyte
     assert points > CASES / 2
 
 
+def test_a_threshold_beyond_float32_cuts_nothing() -> None:
+    steps = np.abs(np.subtract.outer(np.arange(9.0), np.arange(9.0)))
+    ring = np.minimum(steps, 9 - steps)
+    np.testing.assert_array_equal(loop_lengths(ring, threshold=1e300), loop_lengths(ring))
+
+
 def test_a_threshold_cuts_the_filtration() -> None:
     endless = 0
     for seed in range(CASES // 5):

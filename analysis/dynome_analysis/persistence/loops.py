@@ -131,7 +131,8 @@ def loop_lengths(
         raise InvalidArgumentError(f"threshold must be a length of at least 0; got {threshold}")
     lengths = check_connectome(distances)
     # The largest float32 that is not beyond the threshold.
-    longest = np.array(threshold, np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, which the next line takes back
+        longest = np.array(threshold, np.float32)
     if float(longest) > threshold:
         longest = np.nextafter(longest, np.float32(0))
     bound = int(longest.view(np.int32)) + 1
