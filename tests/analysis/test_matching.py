@@ -165,6 +165,11 @@ def test_what_is_no_diagram_is_refused(bad: NDArray[np.float64]) -> None:
         diagram_distance(bad, np.zeros((1, 2)))
 
 
+def test_a_death_before_its_birth_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="a death before its birth: turn weights into distances first"):
+        diagram_distance(np.array([[0.0, 1.0], [0.9, 0.4]]), np.zeros((0, 2)))
+
+
 def test_unknown_conventions_are_refused() -> None:
     points = np.array([[0.0, 1.0]])
     with pytest.raises(InvalidArgumentError, match=r"ground_norm must be 1, 2 or inf; got 3"):

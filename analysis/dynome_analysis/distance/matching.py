@@ -100,5 +100,9 @@ def _off_diagonal(diagram: NDArray[np.floating[Any]]) -> Points:
         raise InvalidArgumentError(
             f"a diagram must be finite and of shape (point, 2); got shape {points.shape}; leave infinite bars out"
         )
+    if (points[:, 1] < points[:, 0]).any():
+        raise InvalidArgumentError(
+            "a diagram must not hold a death before its birth: turn weights into distances first, as rips_diagrams does"
+        )
     kept: Points = points[points[:, 0] != points[:, 1]]
     return kept
