@@ -218,6 +218,16 @@ def test_groups_that_do_not_compare_are_refused() -> None:
         pairwise_distances([np.zeros((2, 1)), np.zeros((3, 1))])
     with pytest.raises(InvalidArgumentError, match="both groups need the same parts; got 2 and 1"):
         pairwise_distances([np.zeros((2, 1)), np.zeros((2, 1))], [np.zeros((2, 1))])
+    counted = WeightHistogram.of([0.5])
+    with pytest.raises(InvalidArgumentError, match="histograms are compared by their quantiles: normalised=True"):
+        pairwise_distances([[np.zeros(1)]], [[counted]])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, math.inf])
+def test_a_group_without_snapshots_has_no_distances(order: float) -> None:
+    assert pairwise_distances([[]], [np.zeros((2, 3))], order=order).shape == (0, 2)
+    assert pairwise_distances([np.zeros((2, 3))], [[]], order=order).shape == (2, 0)
+    assert pairwise_distances([[]], order=order).shape == (0, 0)
 
 
 def test_close_snapshots_do_not_cancel() -> None:

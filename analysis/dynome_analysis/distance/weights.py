@@ -168,7 +168,7 @@ def pairwise_distances(
     Raises
     ------
     InvalidArgumentError
-        An order below 1, or parts of different numbers of snapshots.
+        An order below 1, parts of different numbers of snapshots, or histograms, and not ``normalised``.
     InvalidDataError
         Rows of a part differ in length, and not ``normalised``.
 
@@ -203,6 +203,10 @@ def pairwise_distances(
             for pair, value in zip(pairs, pool.map(measure, pairs)):
                 found[pair] = value
     else:
+        if any(isinstance(row, WeightHistogram) for part in [*parts, *(against or [])] for row in part):
+            raise InvalidArgumentError(
+                "histograms are compared by their quantiles: normalised=True, or signature_distance for each pair"
+            )
         flat = [[np.asarray(row).reshape(-1) for row in part] for part in parts]
         flat_against = None if against is None else [[np.asarray(row).reshape(-1) for row in part] for part in against]
         found = _all_pairs(flat, flat_against, kind, order, workers)
@@ -221,7 +225,7 @@ def _all_pairs(
                 f"graphs of different size have no distance entry by entry: rows of {min(lengths)} to {max(lengths)} "
                 "values; choose sites with as many units in all, or normalised=True"
             )
-        length = max(lengths, default=0)
+        length = max(lengths, default=0) if part and other else 0
         segments += [(part, None if others is None else other, start) for start in range(0, length, SEGMENT)]
     shape = (len(parts[0]), len((parts if others is None else others)[0]))
 
