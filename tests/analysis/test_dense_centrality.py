@@ -152,7 +152,7 @@ def test_more_columns_than_one_tile(tile: int, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(found.values, expected[1].values, atol=2e-6)
 
 
-@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-60, 2.0**100])
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-60, 2.0**100, 2.0**127])
 def test_weights_of_any_magnitude(scale: float) -> None:
     matrix = structured("clusters 2", 40)
     coarse = np.round(matrix * 64) / 64  # so that the smallest scale, subnormal in float32, loses no bit

@@ -77,7 +77,12 @@ class DenseGraph:
 
     @cached_property
     def _strength(self) -> NDArray[np.float64]:
-        return self._multiply(np.ones(self.n_vertices, np.float32))
+        with np.errstate(over="ignore"):
+            strength = self._multiply(np.ones(self.n_vertices, np.float32))
+        if not np.isfinite(strength).all():  # a sum within a tile went beyond float32; float64 holds it
+            tiny = np.float32(2.0**-64)
+            strength = self._multiply(np.full(self.n_vertices, tiny)) / tiny.astype(np.float64)
+        return strength
 
     @cached_property
     def _exponent(self) -> int:
