@@ -147,6 +147,19 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         correlate(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("tolerance", [-1e-6, float("nan")])
+def test_a_tolerance_that_would_kill_every_unit_is_refused(tolerance: float) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 3))
+    for call in (correlate, standardise):
+        with pytest.raises(InvalidArgumentError, match="dead_tolerance must be a number of at least 0"):
+            call(values, dead_tolerance=tolerance)
+
+
+def test_cosine_has_no_tolerance() -> None:
+    values = np.random.default_rng(0).normal(size=(9, 3))
+    assert not correlate(values, measure="cosine", dead_tolerance=2.0)[1].any()
+
+
 def test_integers_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="int64"):
         correlate(np.zeros((3, 3), np.int64))

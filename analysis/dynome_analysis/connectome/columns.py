@@ -72,6 +72,7 @@ def unit_columns(
     `partial_columns`. Memory: the result, and for "partial" two float64 copies of the activations.
     """
     check_measure(measure)
+    _check_tolerance(dead_tolerance)
     matrix = _check_activations(activations)
     if measure == "spearman":
         return UnitColumns(*_rank_columns(matrix, dead_tolerance, threads))
@@ -83,7 +84,9 @@ def unit_columns(
         spread = np.zeros((values.shape[0], dead.size), np.float32)
         spread[:, ~dead] = values
         return UnitColumns(spread, dead, sign)
-    return UnitColumns(*_standardise(matrix, np.float32, dead_tolerance, centre=measure == "pearson"))
+    if measure == "cosine":
+        return UnitColumns(*_standardise(matrix, np.float32, 0.0, centre=False))
+    return UnitColumns(*_standardise(matrix, np.float32, dead_tolerance))
 
 
 def standardise(
@@ -111,6 +114,7 @@ def standardise(
     -----
     O(sample * unit) time; sums are float64 in two passes. Memory: the result.
     """
+    _check_tolerance(dead_tolerance)
     return _standardise(_check_activations(activations), np.float32, dead_tolerance)
 
 
@@ -123,6 +127,12 @@ def check_measure(measure: str) -> None:
     """Raise `InvalidArgumentError` for an unknown measure."""
     if measure not in MEASURES:
         raise InvalidArgumentError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
+
+
+def _check_tolerance(dead_tolerance: float) -> None:
+    # NaN would make every unit dead, and so would a negative number, which only its square tells from its opposite.
+    if not dead_tolerance >= 0:
+        raise InvalidArgumentError(f"dead_tolerance must be a number of at least 0; got {dead_tolerance}")
 
 
 def _standardise(

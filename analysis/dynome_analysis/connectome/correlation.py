@@ -81,8 +81,8 @@ def correlate(
     Raises
     ------
     InvalidArgumentError
-        ``activations`` is not a two-dimensional floating array with at least one sample and one unit, or the measure
-        is unknown.
+        ``activations`` is not a two-dimensional floating array with at least one sample and one unit, the measure is
+        unknown, or the tolerance is negative or NaN.
     InvalidDataError
         A value is NaN or infinite; ``non_finite_units`` tells which units hold one.
 
