@@ -406,6 +406,31 @@ with dask.config.set(scheduler="synchronous"):
     assert_same_numbers(found, dya.analyze(dya.open_recording(path), refresh=True))
 
 
+def test_two_processes_may_analyse_the_same_at_once(path: Path) -> None:
+    """Neither waits for the other, neither fails, and the result is whole."""
+    code = f"""
+import dynome_analysis as dya
+from dynome_analysis.pipeline import analysis
+analysis.code_version = lambda: {pipeline.code_version()!r}  # files may be edited while tests run
+for _ in range(5):
+    found = dya.analyze(dya.open_recording({str(path)!r}), refresh=True)
+print(found.sizes["snapshot"])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error::UserWarning", "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert (process.returncode, output) == (0, "4\n"), errors
+    assert_same_numbers(dya.analyze(dya.open_recording(path)), dya.analyze(dya.open_recording(path), refresh=True))
+
+
 def test_what_killed_processes_left_is_swept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dya.analyze(dya.open_recording(path))
     (folder,) = results(path)

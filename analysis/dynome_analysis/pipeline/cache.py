@@ -28,7 +28,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.core.array import AsyncArray
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from dynome_analysis.pipeline.aligned import write_aligned
 from dynome_recorder.errors import StorageError
@@ -254,18 +254,24 @@ class ResultFolder:
             What `load_small` asks for, as JSON can hold it.
         """
         folder = Path(self.path)
+        stored: dict[str, Any] = {}
+        small.to_zarr(MemoryStore(stored), consolidated=False, zarr_format=3)
+        files = {name: buffer.to_bytes() for name, buffer in stored.items()}
+        attributes = json.loads(files.pop(GROUP_FILE))["attributes"]
         with _writing(folder):
             _write_document(folder, _group({"origin": dict(origin)}))
             for record in [*(folder / RECORDS).iterdir(), *(folder / NOTES).iterdir()]:
                 if record.name.isdigit() and int(record.name) >= rows:
-                    shutil.rmtree(record)
+                    shutil.rmtree(record, ignore_errors=True)
             self._shape(rows, widths)
-            for name in small.variables:
-                shutil.rmtree(folder / str(name), ignore_errors=True)
-            small.to_zarr(folder, mode="a", consolidated=False, zarr_format=3)
-            files = {name: _entry(folder / name) for name in _small_files(folder, self.arrays)}
-            attributes = json.loads((folder / GROUP_FILE).read_bytes())["attributes"]
-            _write_document(folder, _sealed({**attributes, "origin": dict(origin), "files": files}))
+            # File by file, each by a rename: another process may be finishing the same result.
+            for name, data in files.items():
+                _write_file(folder / name, data)
+            for name in _small_files(folder, self.arrays):
+                if name not in files:
+                    (folder / name).unlink(missing_ok=True)
+            entries = {name: _entry_of(data) for name, data in files.items()}
+            _write_document(folder, _sealed({**attributes, "origin": dict(origin), "files": entries}))
 
     def load_small(self) -> tuple[xr.Dataset, dict[str, Any]] | None:
         """Return small arrays and origin of a finished result, in memory; None where it is not finished.
@@ -274,12 +280,14 @@ class ResultFolder:
         """
         folder = Path(self.path)
         try:
-            if not (folder / GROUP_FILE).exists():
+            try:
+                text = (folder / GROUP_FILE).read_bytes()
+            except FileNotFoundError:
                 return None
             with contextlib.suppress(*DAMAGE):
-                if "seal" not in json.loads((folder / GROUP_FILE).read_bytes())["attributes"]:
+                if "seal" not in json.loads(text)["attributes"]:
                     return None
-            attributes = _unseal(folder / GROUP_FILE)
+            attributes = _unsealed(text, f"{folder.name}/{GROUP_FILE}")
             listed = attributes["files"]
             for name in sorted({*listed, *_small_files(folder, self.arrays)}):
                 if name not in listed:
@@ -335,10 +343,10 @@ class ResultFolder:
         return Path(self.path) / kind / str(row)
 
     def _read_record(self, kind: str, row: int, identity: str) -> Facts | None:
-        path = self._record(kind, row) / GROUP_FILE
-        if not path.exists():
+        try:
+            record = _unseal(self._record(kind, row) / GROUP_FILE)
+        except FileNotFoundError:  # not written yet, or just taken out by another process
             return None
-        record = _unseal(path)
         if record["identity"] != identity:
             return None
         for name, entry in record["files"].items():
@@ -413,9 +421,13 @@ def _sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unseal(path: Path) -> dict[str, Any]:
     """Return the attributes of a sealed group without their checksum; ValueError where they do not match it."""
-    attributes: dict[str, Any] = json.loads(path.read_bytes())["attributes"]
+    return _unsealed(path.read_bytes(), f"{path.parent.name}/{path.name}")
+
+
+def _unsealed(text: bytes, where: str) -> dict[str, Any]:
+    attributes: dict[str, Any] = json.loads(text)["attributes"]
     if attributes.pop("seal", None) != _checksum(attributes):
-        raise _DamageError(f"{path.parent.name}/{path.name} does not match its checksum")
+        raise _DamageError(f"{where} does not match its checksum")
     return attributes
 
 
@@ -425,7 +437,10 @@ def _checksum(attributes: Mapping[str, Any]) -> str:
 
 
 def _entry(path: Path) -> list[Any]:
-    data = path.read_bytes()
+    return _entry_of(path.read_bytes())
+
+
+def _entry_of(data: bytes) -> list[Any]:
     return [len(data), f"{zlib.crc32(data):08x}"]
 
 
@@ -443,7 +458,7 @@ def _small_files(folder: Path, large: Mapping[str, RowArray]) -> list[str]:
         for entry in folder.iterdir()
         if entry.is_dir() and entry.name not in large and entry.name not in (RECORDS, NOTES)
         for file in entry.rglob("*")
-        if file.is_file()
+        if file.is_file() and not file.name.endswith(PARTIAL_SUFFIX)
     )
     return sorted(found)
 
@@ -453,11 +468,15 @@ def _write_document(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
+    _write_file(path, text.encode())
+
+
+def _write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also where another process writes the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
