@@ -20,7 +20,8 @@ reduced Vietoris-Rips filtration*, arXiv 2307.16333), with all apparent pairs el
 
 Two moments end the work early. At the enclosing radius, the smallest row maximum, some unit is joined to all others
 and every class is dead. And once no class is alive and every two units further apart than the present edge have a
-common neighbour, no lune will be empty again; on connectomes that is after 12 to 33 % of the edges.
+common neighbour, no lune will be empty again: after 12 to 32 % of the edges of independent or latent-factor units, 40
+to 90 % of those of trained networks of 256 to 1024 units.
 """
 
 from __future__ import annotations
