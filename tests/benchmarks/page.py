@@ -18,9 +18,9 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Benchmarks
 
 Written by `make benchmark`, a section per table (`make benchmark ARGS="births loops"` measures only these).
-Milliseconds, medians of runs that take turns in one process; in brackets how many times as long as ours; arms slower
-than two seconds ran twice. Only ratios carry over to another machine. Memory is what the peak lies above the input, in
-a fresh process.
+Milliseconds, medians of runs that take turns in one process; in brackets how many times as long as ours. Arms slower
+than two seconds ran twice, those slower than eight once. Only ratios carry over to another machine. Memory is what the
+peak lies above the input, in a fresh process.
 """
 
 

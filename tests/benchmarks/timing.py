@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# An arm this slow runs twice, the first time included: what it compiles or loads no longer counts.
+# An arm this slow runs twice, the first time included, since what it compiles or loads no longer counts; the slowest
+# run once.
 SLOW_SECONDS = 2.0
+SLOWEST_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def interleaved(
     """Return the median seconds of every arm.
 
     All arms run in turn, after one uncounted round, until ``rounds`` or the time is used up; at least 3 rounds. Arms
-    slower than two seconds run in the first two rounds only, and both count.
+    slower than two seconds run in the first two rounds only, and both count; those slower than eight run once.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
     slow: set[str] = set()
@@ -56,7 +58,7 @@ def interleaved(
         if done >= 3 and spent > seconds:
             break
         for name, arm in arms.items():
-            if name in slow and done > 0:
+            if name in slow and (done > 0 or times[name][0] > SLOWEST_SECONDS):
                 continue
             times[name].append(timed(arm))
             spent += 0.0 if name in slow else times[name][-1]
