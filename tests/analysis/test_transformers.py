@@ -146,6 +146,12 @@ def test_a_longest_edge_must_be_a_length(longest: float) -> None:
         metric_diagrams(np.zeros((3, 3)), longest=longest)
 
 
+def test_lengths_beyond_float32_are_infinite(distances: NDArray[np.float32]) -> None:
+    plain = VietorisRipsPersistence(metric="precomputed").fit_transform(distances)
+    found = VietorisRipsPersistence(metric="precomputed", max_edge_length=1e300).fit_transform(distances)
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_points_and_sizes_may_differ(distances: NDArray[np.float32]) -> None:
     random = np.random.default_rng(0)
     clouds = [random.normal(size=(count, 3)) for count in (6, 12, 1)]

@@ -237,7 +237,8 @@ class VietorisRipsPersistence(_StackTransformer):
         samples = _matrices(X, what)
         found = Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(self._diagrams)(one) for one in samples)
         # Diagrams hold values of float32, and giotto-tda puts this one among them.
-        infinity = float(np.float32(self.infinity_values_))
+        with np.errstate(over="ignore"):  # beyond float32 it is infinite
+            infinity = float(np.float32(self.infinity_values_))
         return to_giotto(
             found,
             dimensions=tuple(self.homology_dimensions),
