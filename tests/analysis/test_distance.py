@@ -218,6 +218,8 @@ def test_groups_that_do_not_compare_are_refused() -> None:
         pairwise_distances([np.zeros((2, 1)), np.zeros((3, 1))])
     with pytest.raises(InvalidArgumentError, match="both groups need the same parts; got 2 and 1"):
         pairwise_distances([np.zeros((2, 1)), np.zeros((2, 1))], [np.zeros((2, 1))])
+    with pytest.raises(InvalidArgumentError, match="values must ascend, without NaN"):
+        pairwise_distances([np.array([[0.0, np.nan], [0.0, 1.0]])], normalised=True)
     counted = WeightHistogram.of([0.5])
     with pytest.raises(InvalidArgumentError, match="histograms are compared by their quantiles: normalised=True"):
         pairwise_distances([[np.zeros(1)]], [[counted]])

@@ -163,12 +163,14 @@ def pairwise_distances(
     Returns
     -------
     float64, shape (snapshot, snapshot) or (snapshot, other snapshot)
-        Without ``others`` symmetric with a diagonal of exactly 0. NaN where a row holds a NaN.
+        Without ``others`` symmetric with a diagonal of exactly 0. NaN where a row holds a NaN,
+        which has no quantiles: ``normalised`` refuses it.
 
     Raises
     ------
     InvalidArgumentError
-        An order below 1, parts of different numbers of snapshots, or histograms, and not ``normalised``.
+        An order below 1, parts of different numbers of snapshots, or histograms, and not ``normalised``; a row that
+        does not ascend or holds a NaN, and ``normalised``.
     InvalidDataError
         Rows of a part differ in length, and not ``normalised``.
 
