@@ -271,7 +271,8 @@ def merge(first: PartialHomology, second: PartialHomology) -> PartialHomology:
 def finish(partial: PartialHomology, units: int, *, edges: bool = False) -> StreamedHomology:
     """Return the homology of a connectome of ``units`` units, all tiles of which are in ``partial``.
 
-    ``edges`` returns the tree too. Raises InvalidArgumentError where tiles are missing or were merged twice.
+    ``edges`` returns the tree too. Raises InvalidArgumentError where the number of edges tells that tiles are missing
+    or were merged twice; one tile twice in place of another of the same shape is not noticed.
     """
     pairs = units * (units - 1) // 2
     if partial.histogram.total != pairs or partial.weights.size != units - 1:
