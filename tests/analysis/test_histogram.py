@@ -179,6 +179,7 @@ def test_bins_are_a_power_of_two(bins: int) -> None:
         (lambda: WeightHistogram(np.array([1, -3])), InvalidArgumentError, "bin 1 holds -3"),
         (lambda: WeightHistogram(np.zeros(3, int)), InvalidArgumentError, "power of two"),
         (lambda: WeightHistogram.of([0.5, 1.5]), InvalidDataError, "outside, or NaN"),
+        (lambda: WeightHistogram.of([1e300]), InvalidDataError, "outside"),
         (lambda: WeightHistogram.of([-0.5]), InvalidDataError, "outside"),
         (lambda: WeightHistogram.of([np.nan, 0.5]), InvalidDataError, "NaN"),
         (

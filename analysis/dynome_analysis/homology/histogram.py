@@ -70,7 +70,8 @@ class WeightHistogram:
     def of(cls, weights: ArrayLike, *, bins: int = BINS) -> WeightHistogram:
         """Count ``weights``, floating of any shape, all in [0, 1]; O(weights) time, else `InvalidDataError`."""
         check_bins(bins)
-        values = np.ascontiguousarray(weights, np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, which is refused below
+            values = np.ascontiguousarray(weights, np.float32).reshape(-1)
         if values.size and not (values.min() >= 0 and values.max() <= 1):
             raise InvalidDataError("a histogram counts weights of [0, 1]; there is a weight outside, or NaN")
         counts = np.zeros(bins, np.int64)
