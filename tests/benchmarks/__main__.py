@@ -29,7 +29,7 @@ TABLES = {
 @click.command()
 @click.argument("tables", nargs=-1, type=click.Choice(list(TABLES)))
 def main(tables: tuple[str, ...]) -> None:
-    """Measure TABLES, by default all but loops-large; a section of the page is replaced when its table is done."""
+    """Measure TABLES, by default all but loops-large; each replaces its section of the page, row by row."""
     for name in tables or [table for table in TABLES if table != "loops-large"]:
         title, module_name, generator = TABLES[name]
         start = time.perf_counter()
@@ -38,7 +38,7 @@ def main(tables: tuple[str, ...]) -> None:
         for row in getattr(module, generator)():
             found.append(row)
             print(page.line(row), file=sys.stderr, flush=True)
-        page.update(title, getattr(module, "NOTE", ""), found)
+            page.update(title, getattr(module, "NOTE", ""), found)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print(f"written: {page.RESULTS}")
 
