@@ -352,3 +352,9 @@ def test_columns_multiply_to_correlations() -> None:
     columns, dead = standardise(values)
     np.testing.assert_allclose(np.abs(without_diagonal(columns.T @ columns)), correlate(values)[0], atol=1e-6)
     np.testing.assert_array_equal(dead, correlate(values)[1])
+
+
+def test_a_mask_is_not_dropped_silently() -> None:
+    values = np.ma.masked_invalid(np.array([[1.0, np.nan], [2.0, 3.0], [0.5, 1.0]]))
+    with pytest.raises(InvalidArgumentError, match="masked array"):
+        correlate(values)

@@ -210,6 +210,11 @@ def _refuse_non_finite(bad: NDArray[np.bool_]) -> None:
 
 def _check_activations(activations: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return ``activations`` as a C-ordered float32 or float64 matrix, or say what it should have been."""
+    if np.ma.isMaskedArray(activations):
+        raise InvalidArgumentError(
+            "activations must not be a masked array: a connectome has no rule for missing values; fill them, or leave "
+            "those samples or units out"
+        )
     matrix = np.asarray(activations)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
         raise InvalidArgumentError(
