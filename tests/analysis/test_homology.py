@@ -228,3 +228,14 @@ def test_auto_takes_the_radix_sort_where_numpy_is_slow(monkeypatch: pytest.Monke
     values = np.array([3, 1, 2], np.float32)
     assert sort_weights(values).tolist() == [1, 2, 3]
     assert values.tolist() == [3, 1, 2]  # the result lies in the work space: one digit differs
+
+
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=60)
+def test_zeros_are_set_aside_and_nothing_is_lost(size: int, share: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.random(size, np.float32)
+    values[random.random(size) < share] = 0
+    found = sort_weights(values.copy(), sort="numpy")
+    np.testing.assert_array_equal(found, np.sort(values))
+    assert not np.signbit(found).any()

@@ -210,7 +210,7 @@ def _refuse_non_finite(bad: NDArray[np.bool_]) -> None:
 
 def _check_activations(activations: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return ``activations`` as a C-ordered float32 or float64 matrix, or say what it should have been."""
-    if np.ma.isMaskedArray(activations):
+    if isinstance(activations, np.ma.MaskedArray):
         raise InvalidArgumentError(
             "activations must not be a masked array: a connectome has no rule for missing values; fill them, or leave "
             "those samples or units out"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from dynome_analysis.kernels.multiset import count_zeros, gather_zeros
 from dynome_analysis.kernels.radix import DIGIT_BITS, PASSES, radix_sort
 from dynome_recorder.errors import InvalidArgumentError
 
@@ -17,6 +18,8 @@ __all__ = ["Sort", "numpy_sorts_by_vectors", "sort_weights"]
 
 Sort = Literal["auto", "numpy", "radix"]
 SORTS = ("auto", "numpy", "radix")
+# From this share of zeros on, setting them aside takes less time than it saves.
+MANY_ZEROS = 0.05
 
 
 def sort_weights(weights: NDArray[np.float32], *, sort: Sort = "auto") -> NDArray[np.float32]:
@@ -42,12 +45,18 @@ def sort_weights(weights: NDArray[np.float32], *, sort: Sort = "auto") -> NDArra
 
     Notes
     -----
-    O(value log value) time in place, or O(value) time and 4 bytes per value.
+    O(value log value) time in place, or O(value) time and 4 bytes per value. The edges of dead units are zeros, a third
+    of all in a trained ReLU network; ``np.sort`` takes twice as long with so many ties, so they are set aside first.
     """
     if sort not in SORTS:
         raise InvalidArgumentError(f"sort must be one of {', '.join(SORTS)}; got {sort!r}")
     if sort == "numpy" or (sort == "auto" and numpy_sorts_by_vectors()):
-        weights.sort()
+        zeros = count_zeros(weights)
+        if zeros > MANY_ZEROS * weights.size:
+            gather_zeros(weights)
+            weights[zeros:].sort()
+        else:
+            weights.sort()
         return weights
     work = np.empty_like(weights)
     places = np.empty((PASSES, 1 << DIGIT_BITS), np.int64)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .flags import kernel
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["subtract_sorted_multiset"]
+__all__ = ["count_zeros", "gather_zeros", "subtract_sorted_multiset"]
 
 
 @kernel
@@ -43,3 +44,31 @@ def subtract_sorted_multiset(values: NDArray[np.float32], removed: NDArray[np.fl
             position += 1
         index += 1
     return found
+
+
+@kernel
+def count_zeros(values: NDArray[np.float32]) -> int:
+    """Return how many of ``values`` (value,) are zero."""
+    count = 0
+    for start in range(0, values.size, 1 << 16):
+        part = values[start : start + (1 << 16)]
+        here = np.int32(0)
+        for i in range(part.size):
+            here += np.int32(part[i] == 0.0)
+        count += int(here)
+    return count
+
+
+@kernel
+def gather_zeros(values: NDArray[np.float32]) -> None:
+    """Move the zeros among non-negative ``values`` (value,) to the front, in place; the others keep their order.
+
+    O(value) time, without a branch on the values.
+    """
+    free = values.size - 1
+    for i in range(values.size - 1, -1, -1):
+        value = values[i]
+        values[free] = value
+        free -= int(value > 0.0)
+    for i in range(free + 1):
+        values[i] = 0.0
