@@ -19,6 +19,7 @@ from dynome_analysis.distance.matching import diagram_distance
 from dynome_analysis.distance.weights import pairwise_distances, sorted_distance
 from dynome_analysis.homology.births import births_and_deaths
 from dynome_analysis.labelled.centroids import topological_centroid
+from dynome_analysis.labelled.signatures import Metric
 from dynome_analysis.persistence.rips import rips_diagrams
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
@@ -328,3 +329,44 @@ def test_what_a_metric_cannot_read_is_said(recording: dya.Recording) -> None:
         dya.graph_homology(recording.activations())
     with pytest.raises(InvalidArgumentError, match="got Dataset"):
         dya.rips(dya.graph_homology(connectomes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"route": "streaming"}, {"engine": "none"}])
+def test_loops_that_were_left_out_are_not_taken_for_none(recording: dya.Recording, options: dict[str, str]) -> None:
+    analysis = dya.analyze(recording, **options)  # type: ignore[arg-type]
+    for ask in (
+        lambda: dya.reconfiguration(analysis, metric="wasserstein"),
+        lambda: dya.distance_matrix(analysis, metric="wasserstein"),
+        lambda: dya.export_diagrams(analysis),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"the analysis has no H1 here .left out of .*route='dense'"):
+            ask()
+    assert dya.diagram_summaries(analysis)["part"].values.tolist() == ["births", "deaths"]
+    components = dya.rips(dya.connectomes(recording), dimensions=(0,))
+    with pytest.raises(InvalidArgumentError, match="degree 1, this signature has degree 0"):
+        dya.reconfiguration(components, metric="wasserstein")
+
+
+def test_loops_of_some_snapshots_are_compared_when_these_are_chosen(recording: dya.Recording) -> None:
+    analysis = dya.analyze(recording).load()
+    expected = dya.reconfiguration(analysis.isel(snapshot=slice(1, None)), metric="wasserstein")
+    analysis["functional_persistence"][0] = np.nan
+    for ask in (dya.diagram_summaries, dya.export_diagrams):
+        with pytest.raises(InvalidArgumentError, match="no H1 here"):
+            ask(analysis)
+    xr.testing.assert_identical(
+        dya.reconfiguration(analysis.isel(snapshot=slice(1, None)), metric="wasserstein"), expected
+    )
+
+
+@pytest.mark.parametrize("metric", ["top", "deaths"])
+def test_deaths_that_an_analysis_counted_are_compared(recording: dya.Recording, metric: Metric) -> None:
+    counted, exact = dya.analyze(recording, deaths="histogram"), dya.analyze(recording)
+    for compare in (dya.reconfiguration, dya.distance_matrix):
+        found, known = compare(counted, metric=metric), compare(exact, metric=metric)
+        assert found.attrs["bound"] > 0
+        np.testing.assert_allclose(found, known, atol=found.attrs["bound"])
+    for name in ("births", "deaths"):
+        sizes = (exact.sizes["birth"], exact.sizes["death"])
+        found = topological_centroid(counted, sizes=sizes)[name]
+        np.testing.assert_allclose(found, topological_centroid(exact)[name], atol=counted.attrs["deaths_bound"] + 1e-6)

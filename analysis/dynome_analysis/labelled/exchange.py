@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Layout", "diagrams_by_degree", "export_diagrams", "import_diagrams"]
+__all__ = [
+    "Layout",
+    "check_loops",
+    "diagrams_by_degree",
+    "export_diagrams",
+    "import_diagrams",
+    "lacks_loops",
+    "recorded_degrees",
+]
 
 Layout = Literal["giotto", "persim", "gudhi"]
 
@@ -65,7 +73,8 @@ def export_diagrams(
     Raises
     ------
     InvalidArgumentError
-        Not a result with diagrams, an unknown layout, or a degree that the signature lacks.
+        Not a result with diagrams, an analysis that left H1 out, an unknown layout, or a degree that the signature
+        lacks.
 
     Notes
     -----
@@ -160,8 +169,9 @@ def diagrams_by_degree(signature: xr.Dataset) -> list[dict[int, NDArray[np.float
     Raises
     ------
     InvalidArgumentError
-        Not a result of `rips`, `import_diagrams` or `analyze`.
+        Not a result of `rips`, `import_diagrams` or `analyze`; or of an analysis that left H1 out.
     """
+    check_loops(signature)
     if isinstance(signature, xr.Dataset) and {"birth", "death", "dimension"} <= set(signature.data_vars):
         birth, death = signature["birth"].to_numpy(), signature["death"].to_numpy()
         degree = signature["dimension"].to_numpy()
@@ -172,7 +182,7 @@ def diagrams_by_degree(signature: xr.Dataset) -> list[dict[int, NDArray[np.float
         raise InvalidArgumentError(
             f"signature must be a Dataset with diagrams, of dya.rips or dya.analyze; got {type(signature).__name__}"
         )
-    known = {1} if "h1_birth" in signature else set(_recorded_degrees(signature))
+    known = {1} if "h1_birth" in signature else set(recorded_degrees(signature))
     degrees = sorted(known | set(np.unique(degree).tolist()) - {-1})
     return [
         {d: sorted_points(np.column_stack([born[kind == d], died[kind == d]])) for d in degrees}
@@ -180,7 +190,24 @@ def diagrams_by_degree(signature: xr.Dataset) -> list[dict[int, NDArray[np.float
     ]
 
 
-def _recorded_degrees(signature: xr.Dataset) -> list[int]:
+def lacks_loops(signature: xr.Dataset) -> NDArray[np.bool_]:
+    """Say of which snapshots an analysis left H1 out; it has no points there, and that is no empty diagram."""
+    if "h1_birth" in signature and "functional_persistence" in signature:
+        missing: NDArray[np.bool_] = np.atleast_1d(np.isnan(signature["functional_persistence"].to_numpy()))
+        return missing
+    return np.zeros(1, np.bool_)
+
+
+def check_loops(signature: xr.Dataset) -> None:
+    """Raise InvalidArgumentError where H1 was left out of an analysis: what is not known is not empty."""
+    if isinstance(signature, xr.Dataset) and lacks_loops(signature).any():
+        raise InvalidArgumentError(
+            f"the analysis has no H1 here ({signature.attrs.get('h1', 'left out')}): analyze(recording, "
+            "route='dense') with an engine and enough memory, or choose snapshots that have it"
+        )
+
+
+def recorded_degrees(signature: xr.Dataset) -> list[int]:
     """Return the degrees that were asked for, from the last step of the provenance; none where it is unknown."""
     steps = json.loads(signature.attrs.get("parameters", "{}"))
     return [int(degree) for degree in steps.get(signature.attrs.get("operation"), {}).get("dimensions", ())]

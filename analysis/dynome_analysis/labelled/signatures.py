@@ -12,6 +12,7 @@ from dynome_analysis.distance.matching import diagram_distance
 from dynome_analysis.distance.weights import signature_distance
 from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.labelled.blocks import one_snapshot_per_chunk
+from dynome_analysis.labelled.exchange import check_loops, recorded_degrees
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ Signature = xr.Dataset | xr.DataArray
 
 # What each metric reads; the first entry whose variables are all there is taken.
 VARIABLES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "top": (("births", "deaths"), ("births", "death_histogram")),
+    "top": (("births", "deaths"), ("births", "death_histogram"), ("births", "death_counts")),
     "births": (("births",),),
-    "deaths": (("deaths",), ("death_histogram",)),
+    "deaths": (("deaths",), ("death_histogram",), ("death_counts",)),
     "wasserstein": (("birth", "death", "dimension"), ("h1_birth", "h1_death")),
 }
+# What an analysis calls the deaths that `graph_homology` counts.
+COUNTED = {"death_counts": "death_histogram"}
 MAKERS = {"wasserstein": "dya.rips", "frobenius": "dya.connectomes"}
 
 
@@ -53,11 +56,21 @@ def find_arrays(signature: Signature, metric: Metric) -> list[xr.DataArray]:
     elif isinstance(signature, xr.Dataset):
         for names in VARIABLES[metric]:
             if all(name in signature for name in names):
-                found = [signature[name] for name in names]
+                # Counts are read alike, whoever counted.
+                found = [signature[name].rename(COUNTED.get(name, name)) for name in names]
                 break
     if not found:
         maker = MAKERS.get(metric, "dya.graph_homology")
         raise InvalidArgumentError(f"metric {metric!r} needs a result of {maker}; this signature holds something else")
+    if metric == "wasserstein" and isinstance(signature, xr.Dataset):
+        check_loops(signature)
+        degrees = recorded_degrees(signature)
+        if degrees and 1 not in degrees:
+            has = ", ".join(map(str, degrees))
+            raise InvalidArgumentError(
+                f"metric 'wasserstein' compares diagrams of degree 1, this signature has degree {has}: "
+                "dya.rips(connectomes, dimensions=(1,))"
+            )
     return [array if "snapshot" in array.dims else array.expand_dims("snapshot") for array in found]
 
 

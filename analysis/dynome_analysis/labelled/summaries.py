@@ -11,7 +11,7 @@ import xarray as xr
 from dynome_analysis.compute import Progress, compute
 from dynome_analysis.homology.histogram import WeightHistogram
 from dynome_analysis.labelled.blocks import moments, one_snapshot_per_chunk
-from dynome_analysis.labelled.exchange import diagrams_by_degree
+from dynome_analysis.labelled.exchange import diagrams_by_degree, lacks_loops
 from dynome_analysis.persistence.summaries import (
     Summary,
     check_thresholds,
@@ -57,7 +57,8 @@ def diagram_summaries(
     Parameters
     ----------
     signature : Dataset
-        Of `graph_homology`, `rips` or `analyze`: whatever it holds of births, deaths and diagrams is summarised.
+        Of `graph_homology`, `rips` or `analyze`: whatever it holds of births, deaths and diagrams is summarised,
+        and nothing of H1 where an analysis left it out.
     thresholds : int or ascending numbers, default 101
         Where the Betti curves are taken; a number stands for so many steps from 0 to 1, both included.
     normalise : bool, default False
@@ -84,7 +85,7 @@ def diagram_summaries(
     Raises
     ------
     InvalidArgumentError
-        Nothing to summarise, or thresholds that do not ascend.
+        Nothing to summarise, thresholds that do not ascend, or H1 of some snapshots but not of all.
     InvalidDataError
         Births or deaths that do not ascend from 0 up, NaN, a death before its birth.
 
@@ -131,7 +132,8 @@ def _tasks(signature: xr.Dataset, grid: NDArray[np.float64]) -> dict[str, list[A
         if name in held:
             blocks = one_snapshot_per_chunk(signature[name]).data.to_delayed().ravel()
             tasks[part] = [dask.delayed(_summarise_row)(summarise, block, grid) for block in blocks]
-    if held & {"birth", "h1_birth"}:
+    # Where H1 was not computed, "no bars" would be an answer to what nobody asked.
+    if held & {"birth", "h1_birth"} and not lacks_loops(signature).all():
         diagrams = diagrams_by_degree(signature)
         for degree in diagrams[0]:
             tasks[f"h{degree}"] = [dask.delayed(summarise_diagram)(one[degree], thresholds=grid) for one in diagrams]
