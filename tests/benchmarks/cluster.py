@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from recordings import describe
 import dynome_analysis as dya
 from dynome_recorder.writer import Moment, RecordingWriter
 
+from .limited import resident
 from .timing import Row, timed
 
 if TYPE_CHECKING:
@@ -103,4 +104,5 @@ def _small(folder: Path) -> Path:
 
 
 def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its peak begins with that of the process that started this one.
+    return resident(os.getpid(), "VmHWM:")
