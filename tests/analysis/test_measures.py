@@ -159,6 +159,8 @@ def test_what_cannot_be_chosen_is_refused(recording: dya.Recording) -> None:
     for units in (2, 19):
         with pytest.raises(InvalidArgumentError, match=f"number of units, 3 and 18; got {units}"):
             dya.connectomes(recording, units=units)
+    with pytest.raises(InvalidArgumentError, match=r"units must be a whole number; got 4\.5"):
+        dya.connectomes(recording, units=4.5)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="a coordinate site on unit"):
         site_blocks(dya.connectomes(recording).drop_vars("site"))
     with pytest.raises(InvalidArgumentError, match="connectomes must be a DataArray"):

@@ -596,6 +596,11 @@ def test_until_an_epoch(make_recording: MakeRecording) -> None:
         ({"route": "streaming", "deaths": "exact"}, "streaming route cannot do deaths='exact'"),
         ({"route": "streaming", "measure": "cosine"}, "streaming route cannot do measure='cosine'"),
         ({"units": 1}, "units must lie between"),
+        ({"units": 2.5}, "units must be a whole number; got 2.5"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"until": 2.5}, "until must be a whole number; got 2.5"),
+        ({"memory_limit": "8GB"}, "memory_limit must be a whole number; got '8GB'"),
+        ({"memory_limit": 0}, "memory_limit must be at least 1; got 0"),
     ],
 )
 def test_wrong_choices_are_refused_before_any_work(

@@ -26,6 +26,7 @@ from dynome_analysis.labelled.signatures import (
     signature_rows,
 )
 from dynome_analysis.provenance import provenance
+from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def noise_floor(
     Raises
     ------
     InvalidArgumentError
-        Unknown metric, or a pattern that matches no site.
+        Unknown metric, a pattern that matches no site, or a seed that is none.
     InvalidDataError
         Activations hold NaN or infinity.
 
@@ -289,6 +290,7 @@ def noise_floor(
     """
     if metric not in get_args(SortedMetric):
         raise InvalidArgumentError(f"metric must be one of {', '.join(get_args(SortedMetric))}; got {metric!r}")
+    seed = check_whole("seed", seed, least=0)
     reader = recording.reader(sites)
     shared = dask.delayed(reader, traverse=False)
     halves = [dask.delayed(_read_halves)(shared, position, seed, metric) for position in range(len(reader.indices))]

@@ -14,6 +14,7 @@ from dynome_analysis.connectome.columns import Measure, check_measure
 from dynome_analysis.connectome.correlation import correlate, non_finite_units
 from dynome_analysis.labelled.blocks import check_connectomes, map_snapshots, moments, one_snapshot_per_chunk
 from dynome_analysis.provenance import provenance
+from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -180,8 +181,10 @@ def site_blocks(connectomes: xr.DataArray) -> xr.DataArray:
 def choose_units(labels: NDArray[np.str_], units: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Draw ``units`` places from ``labels`` (the site of each unit), in proportion to the sites, at least one of each.
 
-    Returns int64, shape (units,), ascending. Raises InvalidArgumentError for fewer units than sites, or more than all.
+    Returns int64, shape (units,), ascending. Raises InvalidArgumentError for fewer units than sites, or more than all,
+    and for a seed that is none.
     """
+    units, seed = check_whole("units", units), check_whole("seed", seed, least=0)
     names, sizes = np.unique(labels, return_counts=True)
     if not names.size <= units <= labels.size:
         raise InvalidArgumentError(

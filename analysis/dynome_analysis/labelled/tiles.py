@@ -15,6 +15,7 @@ from dynome_analysis.homology.histogram import BINS, check_bins
 from dynome_analysis.homology.streaming import TILE, PartialHomology, StreamedHomology, finish, merge, tile_homology
 from dynome_analysis.reading import decode
 from dynome_analysis.recording import Recording
+from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _segments_of(source: Recording | xr.DataArray, snapshot: int, sites: Sequenc
 
 
 def _position(snapshot: int, count: int) -> int:
-    if not -count <= snapshot < count:
+    if not -count <= check_whole("snapshot", snapshot) < count:
         raise InvalidArgumentError(f"snapshot must be a position from {-count} to {count - 1}; got {snapshot}")
     return snapshot % count
 

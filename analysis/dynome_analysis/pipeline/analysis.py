@@ -38,6 +38,7 @@ from dynome_analysis.pipeline.measurement import NOT_WANTED, Plan
 from dynome_analysis.pipeline.stretches import measure_missing
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import distinct_snapshots
+from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError, StorageError
 from dynome_recorder.format import ANALYSIS_FOLDER
 
@@ -132,8 +133,8 @@ def analyze(
     Raises
     ------
     InvalidArgumentError
-        A pattern that matches no site, an unknown choice, exact deaths of a streamed connectome, no snapshot until
-        the epoch.
+        A pattern that matches no site, an unknown choice, a number that is not whole or too small, exact deaths of a
+        streamed connectome, no snapshot until the epoch.
     InvalidDataError
         No snapshot is committed, or activations hold NaN or infinity; names recording, epoch and site.
     CorruptRecordingError
@@ -156,6 +157,9 @@ def analyze(
 
     Runs on Dask's threads, or on the cluster whose ``distributed.Client`` is current; its workers need the folder.
     """
+    seed = check_whole("seed", seed, least=0)
+    until = None if until is None else check_whole("until", until)
+    memory_limit = None if memory_limit is None else check_whole("memory_limit", memory_limit, least=1)
     reader, identities = _chosen_snapshots(recording, sites, until)
     samples, count = reader.shape
     places = None if units is None else tuple(choose_units(reader.labels, units, seed=seed).tolist())
@@ -164,7 +168,7 @@ def analyze(
     recording.manifest.check_files([recording.manifest.sites[site]["path"] for site in reader.arrays])
     name = None if engine == "none" else find_engine(engine)
     requests = [
-        _request(recording, reader, Plan(measure, one, kind, name, memory_limit, int(seed), places), count, until)
+        _request(recording, reader, Plan(measure, one, kind, name, memory_limit, seed, places), count, until)
         for one, kind in _ways(measure=measure, deaths=deaths, route=route)
     ]
     if not refresh:
