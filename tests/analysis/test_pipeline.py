@@ -297,13 +297,22 @@ def test_a_folder_that_cannot_be_written_gives_a_result_elsewhere(
     assert list(scratch.iterdir()) == []
 
 
-def test_nowhere_to_write_is_one_clear_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nowhere_to_write_is_one_clear_line(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+
     def refuse(target: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_write_text", refuse)
-    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+    with (
+        dask.config.set({"temporary-directory": scratch}),
+        pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)") as error,
+    ):
         dya.analyze(dya.open_recording(path))
+    # Even while the error, and with it the frames of the call, is at hand.
+    assert error.value.__traceback__ is not None
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_damaged_root_does_not_end_caching(path: Path, computations: list[int]) -> None:

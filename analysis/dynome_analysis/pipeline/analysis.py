@@ -185,8 +185,12 @@ def analyze(
     root = Path(tempfile.mkdtemp(prefix="dynome-", dir=dask.config.get("temporary-directory", None)))
     # Lazy arrays read from it; with the last of them it goes.
     lease = _Lease()
-    weakref.finalize(lease, shutil.rmtree, root, ignore_errors=True)
-    return _compute(request, root / ANALYSIS_FOLDER, reader, identities, progress, refresh=False, lease=lease)
+    remove = weakref.finalize(lease, shutil.rmtree, root, ignore_errors=True)
+    try:
+        return _compute(request, root / ANALYSIS_FOLDER, reader, identities, progress, refresh=False, lease=lease)
+    except BaseException:
+        remove()  # the traceback would hold the lease, and a full disk its files
+        raise
 
 
 @cache
