@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import ArraySpec, Moment, RecordingWriter, RunDescription
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter, RunDescription
 
 EPOCHS = 66
 SITES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynome_recorder.writer import ArraySpec, Moment, RecordingWriter, RunDescription
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter, RunDescription
 
 UNITS = {"small": 7, "wide": 40_000}
 SAMPLES = 20

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynome_recorder.writer import ArraySpec, Moment, RecordingWriter, RunDescription
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter, RunDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

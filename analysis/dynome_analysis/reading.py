@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_recorder.errors import InvalidDataError
-from dynome_recorder.format import bfloat16_to_float32
+from dynome_recorder.storage.format import bfloat16_to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from dynome_recorder.commits import CommitRecord
-    from dynome_recorder.manifest import Manifest
-    from dynome_recorder.store import CommittedArray
+    from dynome_recorder.storage.commits import CommitRecord
+    from dynome_recorder.storage.manifest import Manifest
+    from dynome_recorder.storage.store import CommittedArray
 
 __all__ = ["SnapshotReader", "decode", "decoded_dtype", "distinct_snapshots"]
 

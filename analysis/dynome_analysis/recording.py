@@ -17,14 +17,14 @@ import xarray as xr
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
-from dynome_recorder.manifest import read_manifest
+from dynome_recorder.storage.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from dynome_recorder.manifest import Manifest
+    from dynome_recorder.storage.manifest import Manifest
 
 __all__ = ["Recording", "open_recording"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .errors import (
+from dynome_recorder.capture.probe import Probe
+from dynome_recorder.errors import (
     CorruptRecordingError,
     DynomeError,
     FingerprintError,
@@ -14,11 +15,10 @@ from .errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from .plan import Plan
-from .probe import Probe
-from .recorder import Recorder
-from .schedule import Schedule, at, every, log_spaced
-from .shield import RecordingWarning
+from dynome_recorder.plan import Plan
+from dynome_recorder.recorder import Recorder
+from dynome_recorder.schedule import Schedule, at, every, log_spaced
+from dynome_recorder.shield import RecordingWarning
 
 __all__ = [
     "CorruptRecordingError",

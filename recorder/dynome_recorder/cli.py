@@ -105,7 +105,7 @@ def verify(recording: Path, *, deep: bool, repair: bool, as_json: bool) -> int:
 
     Exits with 1 when damage is found (and left); what an interrupted write left behind is harmless and exits with 0.
     """
-    from dynome_recorder.verify import verify as verify_recording
+    from dynome_recorder.storage.verify import verify as verify_recording
 
     with show_progress() as progress:
         result = verify_recording(recording, deep=deep, repair=repair, progress=progress)

@@ -7,19 +7,19 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidArgumentError
-from .layers import describe_model
+from dynome_recorder.errors import InvalidArgumentError
+from dynome_recorder.tracing.layers import describe_model
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from .capture import SiteLayout
-    from .layout import ArraySpec
-    from .plan import Plan, PlannedWeight
-    from .probe import Probe
-    from .run import RunDescription
-    from .trace import Trace
+    from dynome_recorder.capture.probe import Probe
+    from dynome_recorder.capture.reductions import SiteLayout
+    from dynome_recorder.plan import Plan, PlannedWeight
+    from dynome_recorder.storage.layout import ArraySpec
+    from dynome_recorder.storage.run import RunDescription
+    from dynome_recorder.tracing.trace import Trace
 
 
 def describe_run(
@@ -32,7 +32,7 @@ def describe_run(
     hyperparameters: Mapping[str, Any],
 ) -> RunDescription:
     """Collect what the writer needs to start or to continue a recording."""
-    from .run import RunDescription
+    from dynome_recorder.storage.run import RunDescription
 
     return RunDescription(
         sites={layout.site.name: _site_spec(layout, plan.samples) for layout in plan.sites},
@@ -81,7 +81,7 @@ def check_plain(name: str, value: Any) -> Any:
 
 
 def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
-    from .layout import ArraySpec
+    from dynome_recorder.storage.layout import ArraySpec
 
     site = layout.site
     return ArraySpec(
@@ -101,7 +101,7 @@ def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
 
 
 def _weight_spec(weight: PlannedWeight) -> ArraySpec:
-    from .layout import ArraySpec
+    from dynome_recorder.storage.layout import ArraySpec
 
     return ArraySpec(
         shape=weight.shape,

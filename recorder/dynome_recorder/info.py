@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.format import ANALYSIS_FOLDER, STREAMS, read_sealed
-from dynome_recorder.manifest import Manifest, read_manifest
-from dynome_recorder.publish import stream_of
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.verify import is_in_progress
+from dynome_recorder.storage.format import ANALYSIS_FOLDER, STREAMS, read_sealed
+from dynome_recorder.storage.manifest import Manifest, read_manifest
+from dynome_recorder.storage.publish import stream_of
+from dynome_recorder.storage.verify import is_in_progress
 
 __all__ = ["describe_recording"]
 
@@ -34,7 +34,7 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     RecordingNotFoundError, CorruptRecordingError, UnsupportedVersionError
-        As :func:`dynome_recorder.manifest.read_manifest`; sizes of all committed files are checked.
+        As :func:`dynome_recorder.storage.manifest.read_manifest`; sizes of all committed files are checked.
     """
     manifest = read_manifest(path)
     run, state = manifest.run, manifest.state

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .errors import InvalidArgumentError
-from .format import encode_component
+from dynome_recorder.errors import InvalidArgumentError
+from dynome_recorder.storage.format import encode_component
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

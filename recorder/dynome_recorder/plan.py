@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from .capture import SiteLayout
-    from .schedule import Schedule
+    from dynome_recorder.capture.reductions import SiteLayout
+    from dynome_recorder.schedule import Schedule
 
 _MEGABYTE = 1_000_000
 

@@ -6,21 +6,21 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .canary import trace_model
-from .capture import RecordedType, Reduction, SiteLayout, layout_site
-from .errors import InvalidArgumentError
-from .isolation import device_of
-from .plan import Plan, PlannedWeight
-from .probe import Forward, Probe, to_device
-from .sites import Pattern, select_sites
+from dynome_recorder.capture.probe import Forward, Probe, to_device
+from dynome_recorder.capture.reductions import RecordedType, Reduction, SiteLayout, layout_site
+from dynome_recorder.errors import InvalidArgumentError
+from dynome_recorder.plan import Plan, PlannedWeight
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.isolation import device_of
+from dynome_recorder.tracing.sites import Pattern, select_sites
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
-    from .schedule import Schedule
-    from .trace import Trace
+    from dynome_recorder.schedule import Schedule
+    from dynome_recorder.tracing.trace import Trace
 
 
 def make_plan(
@@ -45,7 +45,7 @@ def make_plan(
     InvalidDataError
         If the probe cannot be loaded or the forward pass fails on it.
     """
-    from .format import RUN_FILE
+    from dynome_recorder.storage.format import RUN_FILE
 
     trace = trace_model(
         model,

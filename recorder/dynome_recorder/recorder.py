@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .capture import RecordedType, Reduction, capture, check_choice, copy_weights, hash_parameters
-from .description import check_plain, describe_run
-from .errors import FingerprintError, InvalidArgumentError, MissingExtraError
-from .metrics import StepMetrics, take_metric, to_numbers
-from .planning import make_plan
-from .probe import Forward, Probe, call_model
-from .schedule import Schedule, check_count, check_schedule, every
-from .shield import Shield
+from dynome_recorder.capture.parameters import copy_weights, hash_parameters
+from dynome_recorder.capture.probe import Forward, Probe, call_model
+from dynome_recorder.capture.probing import capture
+from dynome_recorder.capture.reductions import RecordedType, Reduction, check_choice
+from dynome_recorder.description import check_plain, describe_run
+from dynome_recorder.errors import FingerprintError, InvalidArgumentError, MissingExtraError
+from dynome_recorder.metrics import StepMetrics, take_metric, to_numbers
+from dynome_recorder.planning import make_plan
+from dynome_recorder.schedule import Schedule, check_count, check_schedule, every
+from dynome_recorder.shield import Shield
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from .commits import CommitRecord
-    from .plan import Plan
-    from .sites import Pattern
-    from .trace import Trace
-    from .writer import RecordingWriter
+    from dynome_recorder.plan import Plan
+    from dynome_recorder.storage.commits import CommitRecord
+    from dynome_recorder.storage.writer import RecordingWriter
+    from dynome_recorder.tracing.sites import Pattern
+    from dynome_recorder.tracing.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +178,7 @@ class Recorder:
         DynomeError
             Whatever would stop the recording, before training has begun.
         """
-        from .writer import RecordingWriter
+        from dynome_recorder.storage.writer import RecordingWriter
 
         if self._writer is not None:
             raise InvalidArgumentError(f"{self.path}: this recorder is open already.")
@@ -348,7 +350,7 @@ class Recorder:
         logger.info("%s: continues after epoch %d", self.path, committed)
 
     def _commit(self, *, epoch: int, complete: bool, metrics: Mapping[str, Any]) -> None:
-        from .writer import Moment
+        from dynome_recorder.storage.writer import Moment
 
         writer = self._opened("commit")
         due = {
@@ -373,8 +375,8 @@ class Recorder:
         )
 
     def _live_records(self) -> Sequence[CommitRecord]:
-        from .format import RUN_FILE
-        from .manifest import read_manifest
+        from dynome_recorder.storage.format import RUN_FILE
+        from dynome_recorder.storage.manifest import read_manifest
 
         return read_manifest(self.path).live if (self.path / RUN_FILE).exists() else ()
 

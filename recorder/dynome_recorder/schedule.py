@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .errors import InvalidArgumentError
+from dynome_recorder.errors import InvalidArgumentError
 
 Counter = Literal["epoch", "step"]
 

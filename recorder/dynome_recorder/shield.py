@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from .errors import DynomeError
+from dynome_recorder.errors import DynomeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,8 +78,8 @@ class Shield:
             (self.path / DEGRADED_FILE).unlink(missing_ok=True)
 
     def _leave_note(self, epoch: int, step: int) -> None:
-        from .files import write_atomically
-        from .format import seal
+        from dynome_recorder.storage.files import write_atomically
+        from dynome_recorder.storage.format import seal
 
         note = {"epoch": epoch, "step": step, "time": time.time(), "reason": self.degraded}
         with contextlib.suppress(OSError):  # on a full disk there may be no room for one

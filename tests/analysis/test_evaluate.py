@@ -27,7 +27,7 @@ from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynome_recorder.writer import Moment
+    from dynome_recorder.storage.writer import Moment
 
 SCALES = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 SEEDS = 2

@@ -18,10 +18,10 @@ from dynome_analysis.prediction.features import DivergedRunError
 from dynome_analysis.prediction.hyperparameters import configuration_of, hyperparameter_table
 from dynome_analysis.prediction.recorded import UnusableRunError
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.writer import RecordingWriter
 
 if TYPE_CHECKING:
-    from dynome_recorder.writer import Moment
+    from dynome_recorder.storage.writer import Moment
 
 Make = Callable[..., Path]
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from dynome_analysis.graphs.layered import rolled_graph
 from dynome_analysis.graphs.structure import rolled_structure
-from dynome_recorder.canary import trace_model
 from dynome_recorder.errors import InvalidDataError
-from dynome_recorder.layers import describe_model
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.layers import describe_model
 
 
 class FunctionalLeNet(nn.Module):

@@ -26,8 +26,8 @@ from dynome_analysis.pipeline import analysis as pipeline
 from dynome_analysis.pipeline import cache, comparisons, stretches
 from dynome_analysis.pipeline.cache import CacheWarning
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, InvalidDataError, StorageError
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import Moment, RecordingWriter
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import Moment, RecordingWriter
 
 SITES = {"hidden1": 12, "hidden2": 8}
 MakeRecording = Callable[..., Path]

@@ -19,7 +19,7 @@ from dynome_recorder.errors import (
     InvalidDataError,
     RecordingNotFoundError,
 )
-from dynome_recorder.writer import ArraySpec, Moment, RecordingWriter
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter
 
 MakeRecording = Callable[..., Path]
 SITES = {"hidden1": 12, "hidden2": 8}

@@ -40,7 +40,7 @@ from dynome_analysis.labelled import tiles
 from dynome_analysis.labelled.tiles import tiled_homology
 from dynome_analysis.reading import decode
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
-from dynome_recorder.store import CommittedArray
+from dynome_recorder.storage.store import CommittedArray
 
 unhurried = settings(deadline=None, max_examples=100)
 BINS = 256

@@ -17,9 +17,9 @@ from torch import nn
 from dynome_analysis.graphs.centrality import RESIDUAL, eigenvector_centrality
 from dynome_analysis.graphs.unrolled import UnrolledGraph, unrolled_graph, unrolled_structure
 from dynome_analysis.prediction.signature import graph_signature, layer_signature
-from dynome_recorder.canary import trace_model
 from dynome_recorder.errors import InvalidDataError
-from dynome_recorder.layers import describe_model
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.layers import describe_model
 
 # An even kernel with padding="same" pads more behind than in front; torch warns of the copy that it makes.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

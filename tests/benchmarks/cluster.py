@@ -12,7 +12,7 @@ import numpy as np
 from recordings import describe
 
 import dynome_analysis as dya
-from dynome_recorder.writer import Moment, RecordingWriter
+from dynome_recorder.storage.writer import Moment, RecordingWriter
 
 from .limited import resident
 from .timing import Row, timed

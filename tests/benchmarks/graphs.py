@@ -15,8 +15,8 @@ from dynome_analysis.graphs.centrality import eigenvector_centrality
 from dynome_analysis.graphs.layered import LayeredGraph, rolled_graph
 from dynome_analysis.graphs.structure import rolled_structure
 from dynome_analysis.graphs.unrolled import unrolled_graph, unrolled_structure
-from dynome_recorder.canary import trace_model
-from dynome_recorder.layers import describe_model
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.layers import describe_model
 
 from .limited import limited
 from .timing import Row, interleaved

@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 from recordings import describe
 
-from dynome_recorder.writer import Moment, RecordingWriter
+from dynome_recorder.storage.writer import Moment, RecordingWriter
 
 from .timing import Row, interleaved
 

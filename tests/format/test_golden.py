@@ -14,9 +14,9 @@ import xarray as xr
 from click.testing import CliRunner
 
 from dynome_recorder.cli import main
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import RecordingWriter
 
 HERE = Path(__file__).parent
 STATUS = [0, 0, 2, 0]

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from recordings import describe
 
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import RecordingWriter
 
 SCHEMAS = files("dynome_recorder") / "schemas"
 GOLDEN = Path(__file__).parent / "golden-1.0"

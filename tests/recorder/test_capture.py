@@ -18,18 +18,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
-from dynome_recorder.canary import trace_model
-from dynome_recorder.capture import (
-    Captured,
-    capture,
-    copy_weights,
-    hash_parameters,
-    layout_site,
-    reduce_output,
-)
-from dynome_recorder.isolation import preserved_random_state
-from dynome_recorder.probe import call_model
-from dynome_recorder.sites import Site, select_sites
+from dynome_recorder.capture.parameters import copy_weights, hash_parameters
+from dynome_recorder.capture.probe import call_model
+from dynome_recorder.capture.probing import Captured, capture
+from dynome_recorder.capture.reductions import layout_site, reduce_output
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.isolation import preserved_random_state
+from dynome_recorder.tracing.sites import Site, select_sites
 
 PROBE = Probe(dataset(), size=24, seed=3, batch_size=10)
 

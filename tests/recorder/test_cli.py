@@ -13,10 +13,10 @@ from recordings import describe
 from dynome_recorder import cli, console
 from dynome_recorder.cli import main
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
-from dynome_recorder.format import seal, unseal
 from dynome_recorder.info import describe_recording
 from dynome_recorder.shield import DEGRADED_FILE, RecordingWarning, Shield
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.format import seal, unseal
+from dynome_recorder.storage.writer import RecordingWriter
 
 
 def call(*arguments):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynome_recorder.commits import (
+from dynome_recorder.errors import CorruptRecordingError
+from dynome_recorder.storage.commits import (
     GENESIS,
     SEGMENT_LENGTH,
     CommitRecord,
@@ -16,7 +17,6 @@ from dynome_recorder.commits import (
     replay_log,
     write_record,
 )
-from dynome_recorder.errors import CorruptRecordingError
 
 
 def write_log(folder, length, **members):
@@ -66,7 +66,7 @@ def test_a_record_reads_back_as_it_was(record):
 
 
 def test_unknown_members_are_ignored_and_missing_ones_refused(tmp_path):
-    from dynome_recorder.format import seal
+    from dynome_recorder.storage.format import seal
 
     document = {"sequence": 0, "previous": GENESIS, "kind": "moment", "time": 1.0, "invented": {"later": 1}}
     assert CommitRecord.decode(seal(document), where=tmp_path).time == 1.0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, UnsupportedVersionError
-from dynome_recorder.format import (
+from dynome_recorder.storage.format import (
     bfloat16_to_float32,
     check_version,
     decode_number,
@@ -17,7 +17,7 @@ from dynome_recorder.format import (
     storage_dtype,
     unseal,
 )
-from dynome_recorder.layout import check_node, group_document, node_bytes
+from dynome_recorder.storage.layout import check_node, group_document, node_bytes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -97,7 +97,7 @@ def test_an_empty_document_is_refused():
 
 
 def test_text_that_is_sealed_but_no_json_object_is_refused():
-    from dynome_recorder.format import crc32
+    from dynome_recorder.storage.format import crc32
 
     for covered in (b"{oops", b"[1"):
         data = covered + f',"checksum":"{crc32(covered)}"}}\n'.encode()

@@ -47,7 +47,7 @@ def test_the_comparison_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The same comparison fails for a recorder that lets the probe run in training mode."""
     import contextlib
 
-    import dynome_recorder.capture as module
+    import dynome_recorder.capture.probing as module
 
     plain = train("Convolution", epochs=2)
     monkeypatch.setattr(module, "undisturbed", lambda model, seed: contextlib.nullcontext())

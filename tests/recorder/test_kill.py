@@ -14,9 +14,9 @@ import pytest
 import xarray as xr
 
 from dynome_recorder.errors import RecordingNotFoundError
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import RecordingWriter
 
 
 def check_naive_reader(store):

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError
-from dynome_recorder.canary import trace_model
-from dynome_recorder.layers import describe_model, describe_parameters
-from dynome_recorder.probe import call_model
+from dynome_recorder.capture.probe import call_model
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.layers import describe_model, describe_parameters
 
 if TYPE_CHECKING:
-    from dynome_recorder.trace import Trace
+    from dynome_recorder.tracing.trace import Trace
 
 
 def trace(model: nn.Module, *shape: int) -> Trace:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
-from dynome_recorder.probe import call_model, choose_samples, to_device
+from dynome_recorder.capture.probe import call_model, choose_samples, to_device
 
 X = torch.arange(120.0).reshape(60, 2)
 Y = torch.arange(60) % 3

@@ -26,14 +26,14 @@ from dynome_recorder import (
     at,
     every,
 )
-from dynome_recorder.capture import hash_parameters
+from dynome_recorder.capture.parameters import hash_parameters
 from dynome_recorder.description import describe_optimizer
-from dynome_recorder.format import read_sealed
-from dynome_recorder.manifest import read_manifest
 from dynome_recorder.metrics import StepMetrics, take_metric
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage.format import read_sealed
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import RecordingWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

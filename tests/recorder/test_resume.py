@@ -16,8 +16,8 @@ from recorder_training import Dropout, make_recorder, train
 from torch import nn
 
 from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, every
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from dynome_recorder import InvalidArgumentError
-from dynome_recorder.canary import trace_model
-from dynome_recorder.probe import call_model
-from dynome_recorder.sites import Site, select_sites
+from dynome_recorder.capture.probe import call_model
+from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.sites import Site, select_sites
 
 IMAGES = (3, 1, 6, 6)
 

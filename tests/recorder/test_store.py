@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from recordings import moments
 
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
-from dynome_recorder.layout import ArraySpec, BulkLayout, ViewLayout, bulk_layout, inner_chunk, node_bytes
-from dynome_recorder.manifest import read_manifest
+from dynome_recorder.storage.layout import ArraySpec, BulkLayout, ViewLayout, bulk_layout, inner_chunk, node_bytes
+from dynome_recorder.storage.manifest import read_manifest
 
 
 def write_array(folder, layout, snapshots):

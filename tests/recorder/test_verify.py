@@ -8,8 +8,6 @@ import pytest
 import xarray as xr
 from recordings import describe, moments
 
-from dynome_recorder import repair
-from dynome_recorder.commits import SEGMENT_LENGTH
 from dynome_recorder.errors import (
     CorruptRecordingError,
     DynomeError,
@@ -17,11 +15,13 @@ from dynome_recorder.errors import (
     RecordingNotFoundError,
     UnsupportedVersionError,
 )
-from dynome_recorder.format import crc32, seal, unseal
-from dynome_recorder.layout import check_node
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import Verification, verify
-from dynome_recorder.writer import RecordingWriter
+from dynome_recorder.storage import repair
+from dynome_recorder.storage.commits import SEGMENT_LENGTH
+from dynome_recorder.storage.format import crc32, seal, unseal
+from dynome_recorder.storage.layout import check_node
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import Verification, verify
+from dynome_recorder.storage.writer import RecordingWriter
 
 SITES = {"a": 6, "b": 4}
 CHUNK = "store.zarr/probe/sites/a/activation/c.1.0.0"

@@ -16,7 +16,6 @@ import pytest
 import xarray as xr
 from recordings import describe, moments
 
-from dynome_recorder import files, publish, writer
 from dynome_recorder.errors import (
     CorruptRecordingError,
     DynomeError,
@@ -27,11 +26,12 @@ from dynome_recorder.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from dynome_recorder.format import seal, unseal
-from dynome_recorder.lifecycle import acquire_lock
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
-from dynome_recorder.writer import Moment, RecordingWriter, RunDescription
+from dynome_recorder.storage import files, publish, writer
+from dynome_recorder.storage.format import seal, unseal
+from dynome_recorder.storage.lifecycle import acquire_lock
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
+from dynome_recorder.storage.writer import Moment, RecordingWriter, RunDescription
 
 SITES = {"hidden1": 12, "hidden2": 8}
 DESCRIPTION = describe(SITES, samples=40)
@@ -318,7 +318,7 @@ def test_another_thread_may_close_a_recording(tmp_path):
 
 FORKING = """
 import os, sys, time
-from dynome_recorder.lifecycle import acquire_lock
+from dynome_recorder.storage.lifecycle import acquire_lock
 from pathlib import Path
 
 lock = acquire_lock(Path(sys.argv[1]))
@@ -734,8 +734,8 @@ def test_a_thousand_small_commits_stay_cheap(tmp_path):
 
 def test_importing_the_package_loads_neither_torch_nor_zarr_nor_xarray():
     code = (
-        "import sys, dynome_recorder, dynome_recorder.writer, dynome_recorder.manifest, dynome_recorder.verify, "
-        "dynome_recorder.info, dynome_recorder.cli;"
+        "import sys, dynome_recorder, dynome_recorder.storage.writer, dynome_recorder.storage.manifest;"
+        "import dynome_recorder.storage.verify, dynome_recorder.info, dynome_recorder.cli;"
         "print([name for name in ('torch', 'zarr', 'xarray', 'dask', 'scipy', 'numcodecs', 'dynome_analysis') "
         "if name in sys.modules])"
     )

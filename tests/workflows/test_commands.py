@@ -25,7 +25,7 @@ from dynome_analysis.replay.learning_rate import LearningRateRule
 from dynome_analysis.replay.replay import Distance
 from dynome_analysis.replay.stopping import SIGNALS
 from dynome_recorder.cli import main
-from dynome_recorder.format import seal
+from dynome_recorder.storage.format import seal
 
 SMALL = {"sites": {"hidden1": 6, "hidden2": 5}, "samples": 24}
 
@@ -406,7 +406,7 @@ import sys
 from click.testing import CliRunner
 from distributed import LocalCluster
 from dynome_recorder.cli import main
-from dynome_recorder.format import seal
+from dynome_recorder.storage.format import seal
 
 if __name__ == "__main__":
     options = {"threads_per_worker": 1, "processes": False, "protocol": "tcp", "dashboard_address": None}

@@ -22,8 +22,8 @@ from dynome_recorder.errors import (
     RecordingLockedError,
     StorageError,
 )
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
 
 Finished: TypeAlias = tuple[Path, dict[str, Any], list[str], list[Any]]
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dynome_recorder.manifest import read_manifest
-from dynome_recorder.verify import verify
+from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.verify import verify
 
 KILLS = int(os.environ.get("DYNOME_DEMO_KILLS", "20"))
 # Set to "" to campaign on the demo itself instead of its smaller version.

@@ -32,7 +32,7 @@ from dynome_recorder.errors import (
     RecordingNotFoundError,
     StorageError,
 )
-from dynome_recorder.writer import Moment
+from dynome_recorder.storage.writer import Moment
 
 SECTIONS = (
     "What was recorded",

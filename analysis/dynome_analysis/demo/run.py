@@ -155,7 +155,7 @@ def _report_epoch(progress: Progress, before: int, total: int, epoch: int) -> No
 
 def _last_epoch(recording: Path) -> int:
     """Return the last committed epoch of a recording, -1 where there is none."""
-    from dynome_recorder.manifest import read_manifest
+    from dynome_recorder.storage.manifest import read_manifest
 
     try:
         return max((record.epoch for record in read_manifest(recording).live if record.epoch_complete), default=-1)

@@ -40,7 +40,7 @@ from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import distinct_snapshots
 from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError, StorageError
-from dynome_recorder.format import ANALYSIS_FOLDER
+from dynome_recorder.storage.format import ANALYSIS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -32,7 +32,7 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from dynome_analysis.pipeline.aligned import write_aligned
 from dynome_recorder.errors import StorageError
-from dynome_recorder.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX, encode_json
+from dynome_recorder.storage.format import ANALYSIS_FOLDER, PARTIAL_SUFFIX, encode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynome_recorder.commits import COMMITTED, CommitRecord, LogState, read_log, replay_log
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
-from dynome_recorder.files import check_file
-from dynome_recorder.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
-from dynome_recorder.publish import check_published, read_published, stream_of
-from dynome_recorder.run import layouts, read_run
+from dynome_recorder.storage.commits import COMMITTED, CommitRecord, LogState, read_log, replay_log
+from dynome_recorder.storage.files import check_file
+from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
+from dynome_recorder.storage.publish import check_published, read_published, stream_of
+from dynome_recorder.storage.run import layouts, read_run
 
 if TYPE_CHECKING:
     import os
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_recorder.layout import BulkLayout
-    from dynome_recorder.store import CommittedArray
+    from dynome_recorder.storage.layout import BulkLayout
+    from dynome_recorder.storage.store import CommittedArray
 
 __all__ = ["Manifest", "read_manifest"]
 
@@ -114,7 +114,7 @@ class Manifest:
             never reads as fill value. Rows of superseded snapshots are there; those of gaps must not be read.
         """
         # zarr takes a third of a second to import; who asks only what there is does not pay.
-        from dynome_recorder.store import open_array
+        from dynome_recorder.storage.store import open_array
 
         path = path.strip("/")
         if path not in self.layouts:

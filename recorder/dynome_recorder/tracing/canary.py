@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidArgumentError, InvalidDataError
-from .isolation import undisturbed
-from .observer import Observer
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.tracing.isolation import undisturbed
+from dynome_recorder.tracing.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from .trace import Trace
+    from dynome_recorder.tracing.trace import Trace
 
 
 def trace_model(

@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 
 from dynome_recorder.errors import InvalidArgumentError
-from dynome_recorder.format import FORMAT_VERSION, Json, crc32, encode_json, storage_dtype
+from dynome_recorder.storage.format import FORMAT_VERSION, Json, crc32, encode_json, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -307,8 +307,8 @@ def group_document(attributes: Mapping[str, Json] | None = None) -> dict[str, Js
 def seal_node(head: str, attributes: Mapping[str, Json]) -> bytes:
     """Return a ``zarr.json`` from the text of its other members and its attributes, which come last with the checksum.
 
-    The checksum covers every byte before the comma in front of it, as in :func:`dynome_recorder.format.seal`; it sits
-    in the attributes because Zarr allows no other place. ``element_version`` keeps the attributes from being empty.
+    The checksum covers every byte before the comma in front of it, as in :func:`format.seal`; it sits in the
+    attributes because Zarr allows no other place. ``element_version`` keeps the attributes from being empty.
     """
     body = {**attributes, "element_version": FORMAT_VERSION}
     covered = f'{head.removesuffix("}")},"attributes":{encode_json(body).removesuffix("}")}'.encode()

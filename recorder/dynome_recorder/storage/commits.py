@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.files import sync_folder, write_atomically
-from dynome_recorder.format import PARTIAL_SUFFIX, STREAMS, Json, seal, unseal
+from dynome_recorder.storage.files import sync_folder, write_atomically
+from dynome_recorder.storage.format import PARTIAL_SUFFIX, STREAMS, Json, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

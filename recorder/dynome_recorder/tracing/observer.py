@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .layers import Layer, class_name, describe_layer, parameter_names
-from .trace import Call, FunctionUse, Trace
+from dynome_recorder.tracing.layers import Layer, class_name, describe_layer, parameter_names
+from dynome_recorder.tracing.trace import Call, FunctionUse, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

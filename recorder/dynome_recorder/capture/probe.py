@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .errors import InvalidArgumentError, InvalidDataError
-from .isolation import preserved_random_state
-from .schedule import check_count
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.schedule import check_count
+from dynome_recorder.tracing.isolation import preserved_random_state
 
 if TYPE_CHECKING:
     import torch

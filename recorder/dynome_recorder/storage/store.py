@@ -9,8 +9,8 @@ from zarr.core.buffer import cpu
 from zarr.storage import LocalStore, WrapperStore
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.files import check_file
-from dynome_recorder.layout import BulkLayout, node_bytes
+from dynome_recorder.storage.files import check_file
+from dynome_recorder.storage.layout import BulkLayout, node_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

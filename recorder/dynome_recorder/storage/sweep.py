@@ -6,16 +6,16 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from dynome_recorder.files import sync_folder
-from dynome_recorder.format import PARTIAL_SUFFIX, QUARANTINE_FOLDER, STORE_FOLDER, Json
-from dynome_recorder.run import layouts
+from dynome_recorder.storage.files import sync_folder
+from dynome_recorder.storage.format import PARTIAL_SUFFIX, QUARANTINE_FOLDER, STORE_FOLDER, Json
+from dynome_recorder.storage.run import layouts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dynome_recorder.commits import LogState
-    from dynome_recorder.views import Views
+    from dynome_recorder.storage.commits import LogState
+    from dynome_recorder.storage.views import Views
 
 __all__ = ["find_orphans", "find_stale_views", "quarantine", "sweep_orphans"]
 

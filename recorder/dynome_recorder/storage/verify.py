@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dynome_recorder.commits import (
+from dynome_recorder.errors import CorruptRecordingError
+from dynome_recorder.storage.commits import (
     COMMITTED,
     CommitRecord,
     LogState,
     replay_log,
 )
-from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.files import check_file
-from dynome_recorder.format import COMMITS_FOLDER, LOCK_FILE, STORE_FOLDER, Json
-from dynome_recorder.layout import check_node
-from dynome_recorder.logscan import Finding, problem_of, scan_log
-from dynome_recorder.manifest import check_fit
-from dynome_recorder.publish import node_documents, read_published
-from dynome_recorder.run import layouts, read_run
-from dynome_recorder.sweep import find_orphans, find_stale_views
-from dynome_recorder.views import Views, build_views
+from dynome_recorder.storage.files import check_file
+from dynome_recorder.storage.format import COMMITS_FOLDER, LOCK_FILE, STORE_FOLDER, Json
+from dynome_recorder.storage.layout import check_node
+from dynome_recorder.storage.logscan import Finding, problem_of, scan_log
+from dynome_recorder.storage.manifest import check_fit
+from dynome_recorder.storage.publish import node_documents, read_published
+from dynome_recorder.storage.run import layouts, read_run
+from dynome_recorder.storage.sweep import find_orphans, find_stale_views
+from dynome_recorder.storage.views import Views, build_views
 
 if TYPE_CHECKING:
     import os
@@ -139,7 +139,7 @@ def verify(
     folder = Path(path)
     if repair:
         # Repairing writes and so needs what verifying does not.
-        from dynome_recorder.repair import repair_recording
+        from dynome_recorder.storage.repair import repair_recording
 
         return repair_recording(folder, deep=deep, progress=progress)
     return inspect(folder, deep=deep, in_progress=is_in_progress(folder), progress=progress)

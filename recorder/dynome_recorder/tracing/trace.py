@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .layers import Layer
+    from dynome_recorder.tracing.layers import Layer
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from dynome_recorder.commits import CommitRecord, StoredLine, check_chain, record_path, stored_lines
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.format import COMMITS_FOLDER, PARTIAL_SUFFIX
+from dynome_recorder.storage.commits import CommitRecord, StoredLine, check_chain, record_path, stored_lines
+from dynome_recorder.storage.format import COMMITS_FOLDER, PARTIAL_SUFFIX
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from dynome_recorder.commits import LogState, fold_segments, replay_log, sweep_partial
 from dynome_recorder.errors import (
     CorruptRecordingError,
     DynomeError,
@@ -17,11 +16,12 @@ from dynome_recorder.errors import (
     RecordingLockedError,
     StorageError,
 )
-from dynome_recorder.format import COMMITS_FOLDER, LOCK_FILE, PARTIAL_SUFFIX, RUN_FILE, STORE_FOLDER, Json
-from dynome_recorder.manifest import Manifest, committed_state
-from dynome_recorder.publish import check_published, read_published
-from dynome_recorder.run import check_fingerprint, layouts, read_run
-from dynome_recorder.sweep import sweep_orphans
+from dynome_recorder.storage.commits import LogState, fold_segments, replay_log, sweep_partial
+from dynome_recorder.storage.format import COMMITS_FOLDER, LOCK_FILE, PARTIAL_SUFFIX, RUN_FILE, STORE_FOLDER, Json
+from dynome_recorder.storage.manifest import Manifest, committed_state
+from dynome_recorder.storage.publish import check_published, read_published
+from dynome_recorder.storage.run import check_fingerprint, layouts, read_run
+from dynome_recorder.storage.sweep import sweep_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

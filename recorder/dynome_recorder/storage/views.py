@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_recorder.commits import COMMITTED, GAP, SUPERSEDED, CommitRecord, LogState
-from dynome_recorder.format import STREAMS, Json, decode_number, encode_component
-from dynome_recorder.layout import ViewLayout
+from dynome_recorder.storage.commits import COMMITTED, GAP, SUPERSEDED, CommitRecord, LogState
+from dynome_recorder.storage.format import STREAMS, Json, decode_number, encode_component
+from dynome_recorder.storage.layout import ViewLayout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,16 +11,16 @@ import os
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.files import sync_folder, write_atomically
-from dynome_recorder.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json, encode_json
-from dynome_recorder.layout import BulkLayout, check_node, group_document, node_bytes, seal_node
+from dynome_recorder.storage.files import sync_folder, write_atomically
+from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json, encode_json
+from dynome_recorder.storage.layout import BulkLayout, check_node, group_document, node_bytes, seal_node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dynome_recorder.commits import CommitRecord, LogState
-    from dynome_recorder.views import Views
+    from dynome_recorder.storage.commits import CommitRecord, LogState
+    from dynome_recorder.storage.views import Views
 
 __all__ = ["Publisher", "check_published", "node_documents", "read_published"]
 

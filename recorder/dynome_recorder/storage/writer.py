@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from dynome_recorder.commits import (
+from dynome_recorder.errors import (
+    InvalidArgumentError,
+    StorageError,
+)
+from dynome_recorder.storage.commits import (
     SEGMENT_LENGTH,
     CommitRecord,
     LogState,
@@ -27,12 +31,8 @@ from dynome_recorder.commits import (
     replay_log,
     write_record,
 )
-from dynome_recorder.errors import (
-    InvalidArgumentError,
-    StorageError,
-)
-from dynome_recorder.files import sync_folder, write_atomically, write_file
-from dynome_recorder.format import (
+from dynome_recorder.storage.files import sync_folder, write_atomically, write_file
+from dynome_recorder.storage.format import (
     COMMITS_FOLDER,
     RUN_FILE,
     STORE_FOLDER,
@@ -42,13 +42,13 @@ from dynome_recorder.format import (
     encode_component,
     seal,
 )
-from dynome_recorder.layout import ArraySpec, BulkLayout, compress
-from dynome_recorder.lifecycle import acquire_lock, create, is_new, resume, storage_errors
-from dynome_recorder.manifest import committed_state
-from dynome_recorder.publish import Publisher, stream_of
-from dynome_recorder.run import RunDescription, layouts, normalised, run_document
-from dynome_recorder.sweep import find_stale_views
-from dynome_recorder.views import HEALTH_PROBLEMS, Views, build_views
+from dynome_recorder.storage.layout import ArraySpec, BulkLayout, compress
+from dynome_recorder.storage.lifecycle import acquire_lock, create, is_new, resume, storage_errors
+from dynome_recorder.storage.manifest import committed_state
+from dynome_recorder.storage.publish import Publisher, stream_of
+from dynome_recorder.storage.run import RunDescription, layouts, normalised, run_document
+from dynome_recorder.storage.sweep import find_stale_views
+from dynome_recorder.storage.views import HEALTH_PROBLEMS, Views, build_views
 
 if TYPE_CHECKING:
     import os

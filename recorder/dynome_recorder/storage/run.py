@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError, FingerprintError, RecordingNotFoundError
-from dynome_recorder.format import (
+from dynome_recorder.storage.format import (
     COMMITS_FOLDER,
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -20,7 +20,7 @@ from dynome_recorder.format import (
     seal,
     unseal,
 )
-from dynome_recorder.layout import ArraySpec, BulkLayout, bulk_layout
+from dynome_recorder.storage.layout import ArraySpec, BulkLayout, bulk_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

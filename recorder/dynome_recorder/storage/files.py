@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.format import PARTIAL_SUFFIX, crc32
+from dynome_recorder.storage.format import PARTIAL_SUFFIX, crc32
 
 if TYPE_CHECKING:
     from pathlib import Path

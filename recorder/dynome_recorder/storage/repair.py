@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dynome_recorder.commits import (
+from dynome_recorder.errors import CorruptRecordingError
+from dynome_recorder.storage.commits import (
     CommitRecord,
     LogState,
     chain_link,
@@ -20,17 +21,16 @@ from dynome_recorder.commits import (
     sweep_partial,
     write_record,
 )
-from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.files import check_file, sync_folder, write_atomically
-from dynome_recorder.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
-from dynome_recorder.lifecycle import acquire_lock, storage_errors
-from dynome_recorder.logscan import LogScan, scan_log
-from dynome_recorder.manifest import committed_state
-from dynome_recorder.publish import Publisher, read_published, stream_of
-from dynome_recorder.run import layouts, read_run
-from dynome_recorder.sweep import find_stale_views, quarantine, sweep_orphans
-from dynome_recorder.verify import Verification, inspect
-from dynome_recorder.views import build_views
+from dynome_recorder.storage.files import check_file, sync_folder, write_atomically
+from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
+from dynome_recorder.storage.lifecycle import acquire_lock, storage_errors
+from dynome_recorder.storage.logscan import LogScan, scan_log
+from dynome_recorder.storage.manifest import committed_state
+from dynome_recorder.storage.publish import Publisher, read_published, stream_of
+from dynome_recorder.storage.run import layouts, read_run
+from dynome_recorder.storage.sweep import find_stale_views, quarantine, sweep_orphans
+from dynome_recorder.storage.verify import Verification, inspect
+from dynome_recorder.storage.views import build_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ __all__ = ["repair_recording"]
 def repair_recording(
     folder: Path, *, deep: bool, progress: Callable[[str, int, int], None] | None = None
 ) -> Verification:
-    """Repair a recording and verify it again; see :func:`dynome_recorder.verify.verify`."""
+    """Repair a recording and verify it again; see :func:`dynome_recorder.storage.verify.verify`."""
     try:
         run = read_run(folder)
     except CorruptRecordingError:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
-from .errors import InvalidArgumentError
-from .layers import class_name
+from dynome_recorder.errors import InvalidArgumentError
+from dynome_recorder.tracing.layers import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch import nn
 
-    from .trace import Call, Trace
+    from dynome_recorder.tracing.trace import Call, Trace
 
 # A glob over module paths, site names or class names ("!" in front excludes), a module class, or a module of the model.
 Pattern: TypeAlias = "str | type[nn.Module] | nn.Module"

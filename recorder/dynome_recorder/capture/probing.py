@@ -8,104 +8,21 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-import google_crc32c
-import numpy as np
-
-from .errors import InvalidArgumentError, InvalidDataError
-from .isolation import device_of, undisturbed
-from .probe import Forward, Probe, to_device
+from dynome_recorder.capture.parameters import to_host_array
+from dynome_recorder.capture.probe import Forward, Probe, to_device
+from dynome_recorder.capture.reductions import ITEM_SIZES, SiteLayout, dtype_name, reduce_output
+from dynome_recorder.errors import InvalidDataError
+from dynome_recorder.tracing.isolation import device_of, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import nn
-
-    from .sites import Site
-
-Reduction = Literal["spatial_mean", "max", "flatten"]
-RecordedType = Literal["native", "float32", "float16", "bfloat16"]
-
-FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class SiteLayout:
-    """How one site's output becomes rows of units.
-
-    Attributes
-    ----------
-    site
-        The site.
-    output_shape
-        Shape of the module's output without the sample axis.
-    units
-        Number of units after the reduction.
-    reduction
-        What makes units of the axes behind the first: None where there are none.
-    native_dtype, dtype
-        The output's dtype and the recorded one.
-    """
-
-    site: Site
-    output_shape: tuple[int, ...]
-    units: int
-    reduction: Reduction | None
-    native_dtype: str
-    dtype: str
-
-    @property
-    def bytes_per_sample(self) -> int:
-        """Stored size of one sample before compression."""
-        return self.units * ITEM_SIZES[self.dtype]
-
-
-ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-def layout_site(
-    site: Site, *, output_shape: tuple[int, ...], native_dtype: str, reduction: Reduction | None, dtype: RecordedType
-) -> SiteLayout:
-    """Decide units and dtype of a site from its output's shape.
-
-    Without an explicit ``reduction``, ``(sample, unit)`` is taken as it is and outputs of four axes or more
-    (convolutions) are averaged over space. Three axes may be (sample, channel, position) or (sample, token, feature):
-    that is the caller's to say.
-
-    Raises
-    ------
-    InvalidArgumentError
-        For three axes without a reduction, or a native dtype that cannot be stored.
-    """
-    if len(output_shape) == 2 and reduction is None:
-        raise InvalidArgumentError(
-            f"reduction: {site.name!r} returns three axes, (sample, {output_shape[0]}, {output_shape[1]}); say"
-            f" what its units are: reduction='spatial_mean' or 'max' over the last axis ({output_shape[0]} units),"
-            f" or 'flatten' ({output_shape[0] * output_shape[1]} units)."
-        )
-    if len(output_shape) <= 1:
-        chosen: Reduction | None = None
-        units = output_shape[0] if output_shape else 1
-    else:
-        chosen = reduction or "spatial_mean"
-        units = int(np.prod(output_shape)) if chosen == "flatten" else output_shape[0]
-    if units < 1:
-        raise InvalidArgumentError(f"sites: {site.name!r} returns no units, its shape per sample is {output_shape}.")
-    recorded = native_dtype if dtype == "native" else dtype
-    if recorded not in FLOAT_TYPES:
-        raise InvalidArgumentError(
-            f"dtype: {site.name!r} returns {native_dtype}, which a recording cannot hold; pass dtype='float32'."
-        )
-    return SiteLayout(site, tuple(output_shape), units, chosen, native_dtype, recorded)
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise `InvalidArgumentError` unless the value is one of a Literal's choices."""
-    if value not in get_args(choices):
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}; got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -206,9 +123,9 @@ class _Hook:
         if layout is None:
             return
         shape = (self.full, *layout.output_shape)
-        if tuple(getattr(output, "shape", ())) != shape or _dtype_name(output) != layout.native_dtype:
+        if tuple(getattr(output, "shape", ())) != shape or dtype_name(output) != layout.native_dtype:
             raise InvalidDataError(
-                f"{layout.site.name}: returned {_dtype_name(output)} of shape {tuple(getattr(output, 'shape', ()))},"
+                f"{layout.site.name}: returned {dtype_name(output)} of shape {tuple(getattr(output, 'shape', ()))},"
                 f" planned was {layout.native_dtype} of shape {shape};"
                 " sites must keep their shape and dtype in all batches."
             )
@@ -229,74 +146,11 @@ class _Hook:
                 )
 
 
-def reduce_output(values: torch.Tensor, reduction: Reduction | None) -> torch.Tensor:
-    """Reduce an output of shape (sample, ...) to (sample, unit), on its device; may return a view."""
-    if reduction is None or reduction == "flatten":
-        return values.reshape(len(values), -1)
-    spatial = values.flatten(start_dim=2)
-    return spatial.mean(dim=2) if reduction == "spatial_mean" else spatial.amax(dim=2)
-
-
-def copy_weights(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copy every parameter to the host, tied ones once under their first name; bfloat16 as bit pattern."""
-    import torch
-
-    with torch.no_grad():
-        return {name: to_host_array(value.detach().to("cpu", copy=True)) for name, value in model.named_parameters()}
-
-
-def hash_parameters(model: nn.Module) -> str:
-    """Return a digest of all parameters and saved buffers: name, dtype, shape and crc32c of the bytes of each.
-
-    Buffers that a checkpoint does not hold are left out, since a restored model cannot be asked for them.
-
-    Cost: one copy to the host from an accelerator, and a checksum at several GB/s.
-    """
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in _state(model):
-        values = tensor.detach().cpu().contiguous()
-        checksum = google_crc32c.value(_bytes_of(values)) if values.numel() else 0
-        digest.update(f"{name} {_dtype_name(values)} {tuple(values.shape)} {checksum:08x}\n".encode())
-    return digest.hexdigest()
-
-
-def to_host_array(values: torch.Tensor) -> NDArray[Any]:
-    """Return a CPU tensor as an array that shares its memory; bfloat16 as its bit pattern in uint16."""
-    import torch
-
-    if values.dtype is torch.bfloat16:
-        pattern: NDArray[Any] = values.contiguous().view(torch.int16).numpy().view(np.uint16)
-        return pattern
-    array: NDArray[Any] = values.contiguous().numpy()
-    return array
-
-
 def torch_indices(indices: NDArray[np.int64], device: torch.device) -> torch.Tensor:
     """Return indices as a tensor on the device."""
     import torch
 
     return torch.from_numpy(indices).to(device)
-
-
-def _state(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    unsaved = {
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-    return [
-        *model.named_parameters(),
-        *((name, buffer) for name, buffer in model.named_buffers() if name not in unsaved),
-    ]
-
-
-def _bytes_of(values: torch.Tensor) -> NDArray[np.uint8]:
-    import torch
-
-    flat: NDArray[np.uint8] = values.reshape(-1).view(torch.uint8).numpy()
-    return flat
 
 
 def _host_array(layout: SiteLayout, samples: int) -> torch.Tensor:
@@ -305,10 +159,6 @@ def _host_array(layout: SiteLayout, samples: int) -> torch.Tensor:
     # A fresh array per run: an asynchronous writer may still hold the previous one.
     # The device is named, since torch.set_default_device may have made it another one.
     return torch.empty((samples, layout.units), dtype=getattr(torch, layout.dtype), device="cpu")
-
-
-def _dtype_name(value: Any) -> str:
-    return str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
 
 
 def _health(host: torch.Tensor, infinite_before: Any) -> dict[str, int]:

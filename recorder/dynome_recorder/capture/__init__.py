@@ -1,0 +1,1 @@
+"""From a module's output to host arrays: the probe, reductions, hooks, copies."""
