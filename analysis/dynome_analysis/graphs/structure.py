@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynome_analysis.graphs.vertices import Structure
 from dynome_analysis.graphs.walk import CONVOLUTIONS, MODEL_INPUT, LayerWalk, layer_name
 from dynome_recorder.errors import InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynome_analysis.graphs.vertices import VertexGroup
 
 __all__ = ["Connection", "LayeredStructure", "rolled_structure"]
 
@@ -60,27 +60,8 @@ class Connection:
         return prod(self.shape)
 
 
-@dataclass(frozen=True)
-class LayeredStructure:
+class LayeredStructure(Structure[Connection]):
     """Vertices and connections of a rolled graph."""
-
-    groups: tuple[VertexGroup, ...]
-    connections: tuple[Connection, ...]
-
-    @property
-    def n_vertices(self) -> int:
-        """Number of vertices."""
-        return sum(group.size for group in self.groups)
-
-    @property
-    def n_edges(self) -> int:
-        """Number of edges; edges of weight zero count, parallel edges count each."""
-        return sum(connection.n_edges for connection in self.connections)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the recorded weights that the graph needs, each once."""
-        return tuple(dict.fromkeys(link.parameter for link in self.connections if link.parameter is not None))
 
 
 def rolled_structure(model: Mapping[str, Any], *, identity_weight: float | None = None) -> LayeredStructure:

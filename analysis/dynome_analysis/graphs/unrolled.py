@@ -14,6 +14,7 @@ import numpy as np
 
 from dynome_analysis.graphs.layered import check_finite, recorded_weight
 from dynome_analysis.graphs.pixels import Convolution, Identity, PixelConnection, PixelLinear, Pooling, window
+from dynome_analysis.graphs.vertices import Structure
 from dynome_analysis.graphs.walk import CONVOLUTIONS, MODEL_INPUT, LayerWalk, layer_name
 from dynome_recorder.errors import InvalidDataError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_analysis.graphs.vertices import VertexGroup
 
 __all__ = ["UnrolledGraph", "UnrolledStructure", "unrolled_graph", "unrolled_structure"]
 
@@ -33,27 +33,8 @@ POOLINGS = frozenset(
 MIXERS = frozenset({"ChannelShuffle", "PixelShuffle", "PixelUnshuffle"})
 
 
-@dataclass(frozen=True)
-class UnrolledStructure:
+class UnrolledStructure(Structure[PixelConnection]):
     """Vertices and connections of an unrolled graph."""
-
-    groups: tuple[VertexGroup, ...]
-    connections: tuple[PixelConnection, ...]
-
-    @property
-    def n_vertices(self) -> int:
-        """Number of vertices."""
-        return sum(group.size for group in self.groups)
-
-    @property
-    def n_edges(self) -> int:
-        """Number of edges; edges of weight zero count, parallel edges count each."""
-        return sum(connection.n_edges for connection in self.connections)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the recorded weights that the graph needs, each once."""
-        return tuple(dict.fromkeys(link.parameter for link in self.connections if link.parameter is not None))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Vertex groups while a model is walked: which of them are one, which lies upstream of which, what bypasses what."""
+"""Vertices and connections of a weight graph; while a model is walked, which vertices are one, what bypasses what."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["VertexForest", "VertexGroup"]
+__all__ = ["Structure", "VertexForest", "VertexGroup"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,39 @@ class VertexGroup:
     def vertices(self) -> slice:
         """Where the group lies in a vector over all vertices."""
         return slice(self.start, self.start + self.size)
+
+
+class _Edges(Protocol):
+    @property
+    def parameter(self) -> str | None: ...
+    @property
+    def n_edges(self) -> int: ...
+
+
+ConnectionType = TypeVar("ConnectionType", bound=_Edges)
+
+
+@dataclass(frozen=True)
+class Structure(Generic[ConnectionType]):
+    """Vertices and connections of a weight graph, before any weight."""
+
+    groups: tuple[VertexGroup, ...]
+    connections: tuple[ConnectionType, ...]
+
+    @property
+    def n_vertices(self) -> int:
+        """Number of vertices."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges; edges of weight zero count, parallel edges count each."""
+        return sum(connection.n_edges for connection in self.connections)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the recorded weights that the graph needs, each once."""
+        return tuple(dict.fromkeys(link.parameter for link in self.connections if link.parameter is not None))
 
 
 class VertexForest:

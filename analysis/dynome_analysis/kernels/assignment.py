@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .flags import kernel
+from .heap import raise_last, sink_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,14 +185,8 @@ def augment_all(
                         end_column = j
                         end_row = -1
                         continue
-                    position = size
+                    raise_last(heap_keys, heap_edges, size, key, j)
                     size += 1
-                    while position > 0 and heap_keys[(position - 1) // 2] > key:
-                        heap_keys[position] = heap_keys[(position - 1) // 2]
-                        heap_edges[position] = heap_edges[(position - 1) // 2]
-                        position = (position - 1) // 2
-                    heap_keys[position] = key
-                    heap_edges[position] = j
             column = -1
             while size > 0:
                 key = heap_keys[0]
@@ -199,22 +194,7 @@ def augment_all(
                     break
                 j = heap_edges[0]
                 size -= 1
-                last_key = heap_keys[size]
-                last = heap_edges[size]
-                position = 0
-                while True:
-                    child = 2 * position + 1
-                    if child >= size:
-                        break
-                    if child + 1 < size and heap_keys[child + 1] < heap_keys[child]:
-                        child += 1
-                    if heap_keys[child] >= last_key:
-                        break
-                    heap_keys[position] = heap_keys[child]
-                    heap_edges[position] = heap_edges[child]
-                    position = child
-                heap_keys[position] = last_key
-                heap_edges[position] = last
+                sink_first(heap_keys, heap_edges, size, heap_keys[size], heap_edges[size])
                 if came_from[j] > 0 and key <= reached[j]:
                     column = j
                     break

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .flags import kernel
+from .heap import raise_last, sink_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,14 +60,8 @@ def least_cover(
                     nearest_row = row
                 cursors[row] = 0
                 key = distances[row, 0]
-                position = size
+                raise_last(heap_keys, heap_rows, size, key, row)
                 size += 1
-                while position > 0 and heap_keys[(position - 1) // 2] > key:
-                    heap_keys[position] = heap_keys[(position - 1) // 2]
-                    heap_rows[position] = heap_rows[(position - 1) // 2]
-                    position = (position - 1) // 2
-                heap_keys[position] = key
-                heap_rows[position] = row
             # The shortest step out of the rows reached so far.
             key = heap_keys[0]
             if key > eps:
@@ -86,20 +81,7 @@ def least_cover(
             else:
                 # What follows is at least as far as this column.
                 key = distances[at, near - 1]
-            position = 0
-            while True:
-                child = 2 * position + 1
-                if child >= size:
-                    break
-                if child + 1 < size and heap_keys[child + 1] < heap_keys[child]:
-                    child += 1
-                if heap_keys[child] >= key:
-                    break
-                heap_keys[position] = heap_keys[child]
-                heap_rows[position] = heap_rows[child]
-                position = child
-            heap_keys[position] = key
-            heap_rows[position] = at
+            sink_first(heap_keys, heap_rows, size, key, at)
             row = -1
             if seen[column] == source:
                 continue

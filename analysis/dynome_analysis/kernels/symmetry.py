@@ -20,18 +20,22 @@ TILE = 32
 
 
 @kernel
+def _clip(row: NDArray[np.float32], absolute: bool) -> None:  # noqa: FBT001  # kernels are called by position
+    if absolute:
+        for j in range(row.size):
+            value = abs(row[j])
+            row[j] = value if value < 1.0 else 1.0
+    else:
+        for j in range(row.size):
+            value = row[j] if row[j] < 1.0 else 1.0
+            row[j] = value if value > -1.0 else -1.0
+
+
+@kernel
 def clip_rows(product: NDArray[np.float32], absolute: bool) -> None:  # noqa: FBT001  # kernels are called by position
     """Bring every entry of ``product`` (unit, unit) into [-1, 1], in place; into [0, 1] if ``absolute``."""
     for i in range(product.shape[0]):
-        row = product[i]
-        if absolute:
-            for j in range(row.size):
-                value = abs(row[j])
-                row[j] = value if value < 1.0 else 1.0
-        else:
-            for j in range(row.size):
-                value = row[j] if row[j] < 1.0 else 1.0
-                row[j] = value if value > -1.0 else -1.0
+        _clip(product[i], absolute)
 
 
 @kernel
@@ -64,14 +68,7 @@ def finish_correlation(
         first_end = min(first + TILE, end)
         for i in range(first, first_end):
             row = product[i, i:]
-            if absolute:
-                for j in range(row.size):
-                    value = abs(row[j])
-                    row[j] = value if value < 1.0 else 1.0
-            else:
-                for j in range(row.size):
-                    value = row[j] if row[j] < 1.0 else 1.0
-                    row[j] = value if value > -1.0 else -1.0
+            _clip(row, absolute)
             row[0] = 0.0
         for i in range(first, first_end):
             for j in range(first, i):

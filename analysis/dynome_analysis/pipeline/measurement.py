@@ -15,8 +15,8 @@ import numpy as np
 from dynome_analysis.connectome.correlation import non_finite_units, standardise
 from dynome_analysis.distance.halves import split_samples
 from dynome_analysis.distance.weights import sorted_distance
-from dynome_analysis.homology.births import births_and_deaths
-from dynome_analysis.homology.histogram import WeightHistogram, histogram_distance
+from dynome_analysis.homology.births import births, births_and_deaths
+from dynome_analysis.homology.histogram import WeightHistogram, death_histogram, histogram_distance
 from dynome_analysis.homology.streaming import stream_homology
 from dynome_analysis.labelled.connectomes import Measure, correlate_snapshot
 from dynome_analysis.persistence.rips import Engine, functional_persistence, rips_diagrams
@@ -224,9 +224,11 @@ def _correlate(
 
 
 def _dense(connectome: NDArray[np.float32], dead: NDArray[np.bool_], plan: Plan) -> Signature:
-    births, deaths = births_and_deaths(connectome, check=False)
-    counted = deaths if plan.deaths == "exact" else WeightHistogram.of(deaths)
-    return Signature(births, counted, int(np.count_nonzero(dead)))
+    if plan.deaths == "exact":
+        born, died = births_and_deaths(connectome, check=False)
+        return Signature(born, died, int(np.count_nonzero(dead)))
+    born = births(connectome, check=False)
+    return Signature(born, death_histogram(connectome, births=born, check=False), int(np.count_nonzero(dead)))
 
 
 def _streamed(activations: NDArray[np.floating[Any]]) -> Signature:
