@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -118,7 +119,9 @@ class Recording:
         """
         if sites is None:
             return self.sites
-        patterns = [sites] if isinstance(sites, str) else list(sites)
+        if not isinstance(sites, Iterable):
+            raise InvalidArgumentError(f"sites must be a name, a pattern, or a list of them; got {sites!r}")
+        patterns = [sites] if isinstance(sites, str) else [str(site) for site in sites]
         for pattern in patterns:
             if not any(_matches(site, pattern) for site in self.sites):
                 raise InvalidArgumentError(

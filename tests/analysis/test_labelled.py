@@ -167,6 +167,8 @@ def test_a_lazy_matrix_holds_two_blocks_at_a_time() -> None:
 
     rows = da.map_blocks(load, da.zeros((12, 1000), chunks=(1, 1000)), dtype=float)
     signature = xr.Dataset({"deaths": (("snapshot", "death"), rows)})
+    with pytest.raises(InvalidArgumentError, match="memory_limit must be at least 1; got 0"):
+        dya.distance_matrix(signature, metric="deaths", memory_limit=0)
     found = dya.distance_matrix(signature, metric="deaths", memory_limit=4 * 8000)
     assert most <= 6  # two blocks of two, and one that a thread has just made each
     expected = pairwise_distances([signature["deaths"].to_numpy()])

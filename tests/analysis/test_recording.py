@@ -99,6 +99,8 @@ def test_sites_are_chosen_by_name_and_pattern_in_recorded_order(make_recording: 
     assert recording.choose_sites() == recording.sites
     assert recording.choose_sites("a[0]") == ("a[0]", "a0")
     assert recording.choose_sites(["a*", "b"]) == recording.sites
+    with pytest.raises(InvalidArgumentError, match="sites must be a name, a pattern, or a list of them; got 5"):
+        recording.choose_sites(5)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match=r"'c\*' matches no site of .*; it has b, a"):
         recording.choose_sites(["b", "c*"])
     with pytest.raises(InvalidArgumentError, match="at least one site"):

@@ -160,7 +160,7 @@ def distance_matrix(
     Raises
     ------
     InvalidArgumentError
-        Unknown metric, order or norm, or a signature that does not hold what the metric reads.
+        Unknown metric, order or norm, a memory limit below 1, or a signature that does not hold what the metric reads.
     InvalidDataError
         Fewer than two snapshots.
 
@@ -169,6 +169,7 @@ def distance_matrix(
     METHODS.md section 7. O(snapshot^2 * value) time for sorted weights; one matching per pair for "wasserstein", whose
     diagrams, as histograms, are all held at once.
     """
+    memory_limit = check_whole("memory_limit", memory_limit, least=1)
     arrays = find_arrays(signature, metric)
     rows = signature_rows(arrays, metric=metric)
     description = f"distance matrix ({metric})"
