@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynome_recorder.capture.probe import Forward, Probe, to_device
-from dynome_recorder.capture.reductions import RecordedType, Reduction, SiteLayout, layout_site
+from dynome_recorder.capture.reductions import RecordedType, SiteLayout, layout_site
 from dynome_recorder.errors import InvalidArgumentError
 from dynome_recorder.plan import Plan, PlannedWeight
 from dynome_recorder.tracing.canary import trace_model
 from dynome_recorder.tracing.isolation import device_of
-from dynome_recorder.tracing.sites import Pattern, select_sites
+from dynome_recorder.tracing.layers import modules_by_path
+from dynome_recorder.tracing.patterns import Pattern, check_patterns, names_module, pattern_text
+from dynome_recorder.tracing.sites import Site, module_aliases, select_sites
+from dynome_recorder.tracing.unhookable import list_unhookable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
+    from dynome_recorder.capture.steps import ReductionChoice
+
     from dynome_recorder.schedule import Schedule
     from dynome_recorder.tracing.trace import Trace
+
+# One reduction for all sites, or one per `Pattern`.
+Reductions: TypeAlias = "ReductionChoice | Mapping[Any, ReductionChoice]"
 
 
 def make_plan(
@@ -30,7 +39,7 @@ def make_plan(
     patterns: Sequence[Pattern] | None,
     probe: Probe,
     forward: Forward,
-    reduction: Reduction | Mapping[str, Reduction] | None,
+    reduction: Reductions | None,
     dtype: RecordedType,
     schedules: Mapping[str, Schedule],
     epochs: int,
@@ -75,33 +84,52 @@ def lay_out_sites(
     patterns: Sequence[Pattern] | None,
     *,
     trace: Trace,
-    reduction: Reduction | Mapping[str, Reduction] | None,
+    reduction: Reductions | None,
     dtype: RecordedType,
 ) -> tuple[SiteLayout, ...]:
-    """Select sites and decide units and dtype of each; a ``reduction`` by site name leaves the others their default."""
-    calls = {(call.module, call.call): call for call in trace.calls}
-    sites = select_sites(model, patterns, trace=trace)
-    names = [site.name for site in sites]
-    for name in reduction if isinstance(reduction, Mapping) else ():
-        if name not in names:
-            raise InvalidArgumentError(
-                f"reduction: {name!r} is no recorded site; the sites are {', '.join(map(repr, names))}."
-            )
+    """Select sites and decide units and dtype of each.
+
+    A mapping of ``reduction`` has site names, globs, classes or modules as keys: the site's own name counts first, then
+    the first key that matches; a site that none matches has its default.
+    """
+    outputs = {(call.module, call.call, output.path): output for call in trace.calls for output in call.outputs}
     layouts = []
-    for site in sites:
-        call = calls[site.module, site.call]
-        if call.problem is not None or call.output_shape is None or call.output_dtype is None:
-            raise InvalidArgumentError(f"sites: {site.name!r} {call.problem}.")
+    sites = select_sites(model, patterns, trace=trace)
+    for site, choice in zip(sites, choose_reductions(model, sites, reduction), strict=True):
+        output = outputs[site.module, site.call, site.output]
+        if output.problem is not None or output.shape is None or output.dtype is None:
+            raise InvalidArgumentError(f"sites: {site.name!r} {output.problem}.")
         layouts.append(
-            layout_site(
-                site,
-                output_shape=call.output_shape[1:],
-                native_dtype=call.output_dtype,
-                reduction=reduction.get(site.name) if isinstance(reduction, Mapping) else reduction,
-                dtype=dtype,
-            )
+            layout_site(site, output_shape=output.shape[1:], native_dtype=output.dtype, reduction=choice, dtype=dtype)
         )
     return tuple(layouts)
+
+
+def choose_reductions(
+    model: nn.Module, sites: Sequence[Site], reduction: Reductions | None
+) -> list[ReductionChoice | None]:
+    """Return the reduction of each site; raise `InvalidArgumentError` for a key that matches none of them."""
+    if not isinstance(reduction, Mapping):
+        return [reduction] * len(sites)
+    modules, aliases = modules_by_path(model), module_aliases(model)
+    check_patterns(list(reduction))
+    chosen: list[ReductionChoice | None] = []
+    unused = list(reduction)
+    for site in sites:
+        matching = [
+            key
+            for key in reduction
+            if (isinstance(key, str) and fnmatchcase(site.name, key))
+            or names_module(key, site.module, modules[site.module], aliases)
+        ]
+        chosen.append(reduction.get(site.name, reduction[matching[0]]) if matching else None)
+        unused = [key for key in unused if key not in matching]
+    if unused:
+        raise InvalidArgumentError(
+            f"reduction: {pattern_text(unused[0])} is no recorded site; the sites are"
+            f" {', '.join(repr(site.name) for site in sites)}."
+        )
+    return chosen
 
 
 def plan_weights(model: nn.Module) -> tuple[PlannedWeight, ...]:
@@ -119,32 +147,6 @@ def plan_weights(model: nn.Module) -> tuple[PlannedWeight, ...]:
         )
         for name, parameter in model.named_parameters()
     )
-
-
-def list_unhookable(model: nn.Module, trace: Trace) -> tuple[tuple[str, str], ...]:
-    """Say what a forward pass computes that no hook can record, and why."""
-    modules = dict(model.named_modules())
-    fired = {call.module: call for call in trace.calls}
-    found: list[tuple[str, str]] = []
-    for path in trace.never_called:
-        parents = [path[:position] for position, character in enumerate(path) if character == "."]
-        around = next((fired[parent] for parent in reversed(parents) if parent in fired), None)
-        if any(other.startswith(path + ".") for other in fired) or next(modules[path].children(), None) is not None:
-            continue  # a container such as ModuleList: its members speak for themselves
-        if around is not None and around.leaf:
-            found.append((path, f"{around.type} uses its weights through a function and never calls it"))
-        elif next(modules[path].parameters(), None) is not None:
-            found.append((path, "the forward pass never calls it"))
-    found += [(call.module, call.problem) for call in trace.calls if call.leaf and call.problem is not None]
-    for use in trace.functions:
-        where = f"in the forward of {use.module!r}" if use.module else "in the model's own forward"
-        times = "once" if use.count == 1 else f"{use.count} times"
-        what = "function" if use.is_activation else "parameter"
-        reason = (
-            "a function, which no hook sees; use a module" if use.is_activation else "used directly, not by a module"
-        )
-        found.append((f"{use.function} {where}", f"{reason} ({what}, {times})"))
-    return tuple(dict.fromkeys(found))
 
 
 def free_disk(path: Path) -> int:

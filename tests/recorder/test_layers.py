@@ -144,8 +144,11 @@ def test_attention_is_one_leaf_and_its_projection_is_never_called() -> None:
     assert graph(found)[:3] == [("self_attn", 0, (-1,)), ("dropout1", 0, (0,)), ("norm1", 0, (-1, 1))]
     assert graph(found)[-1] == ("norm2", 0, (2, 6))
     assert "self_attn.out_proj" in found.never_called
-    problem = next(call.problem for call in found.calls if call.module == "self_attn")
-    assert problem is not None and problem.startswith("returns a tuple (Tensor, NoneType)")
+    attention = next(call for call in found.calls if call.module == "self_attn")
+    assert [(output.path, output.shape, output.problem) for output in attention.outputs] == [
+        ((0,), (4, 5, 8), None),
+        ((1,), None, "returns None, no tensor"),
+    ]
 
 
 def test_weights_used_by_a_function_count_as_weights() -> None:

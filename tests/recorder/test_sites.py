@@ -135,10 +135,14 @@ class Round(nn.Module):
         ("!zzzzzz", r"'!zzzzzz' matches no module"),
         (nn.GELU, "GELU matches no module; it is none of this model's modules"),
         (nn.Linear(1, 1), "Linear matches no module"),
-        ("lstm", r"'lstm', which returns a tuple \(Tensor, tuple\), not one tensor; name a module inside it"),
+        (
+            "lstm:1.0",
+            r"'lstm:1.0', which returns shape \(1, 3, 3\), whose first axis is not the batch's 3 samples \(its",
+        ),
+        ("lstm:1.7", r"'lstm:1.7' matches no module; did you mean 'lstm"),
         ("swap", r"'swap', which returns shape \(15, 3\), whose first axis is not the batch's 3 samples"),
         ("round", "'round', which returns int64 values, not floating-point ones"),
-        ("unused", "'unused', which the forward pass never calls"),
+        ("unused", "'unused', but the forward pass never calls it; name a module around it"),
     ],
 )
 def test_what_cannot_be_recorded_is_said_with_its_reason(pattern, text: str) -> None:
@@ -148,7 +152,7 @@ def test_what_cannot_be_recorded_is_said_with_its_reason(pattern, text: str) -> 
 
 
 def test_a_glob_takes_what_can_be_recorded() -> None:
-    assert select(Odd(), ["*"], shape=(3, 5, 4)) == ["last"]
+    assert select(Odd(), ["*"], shape=(3, 5, 4)) == ["lstm:0", "last"]
 
 
 def test_functional_activations_are_the_reason_when_nothing_is_left() -> None:

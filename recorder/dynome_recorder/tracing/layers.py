@@ -6,6 +6,7 @@ record, and a module's parameters become one list with the tied ones named once.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -88,10 +89,51 @@ def describe_layer(
     )
 
 
+def modules_by_path(model: nn.Module, *, aliases: bool = False) -> dict[str, nn.Module]:
+    """Map the path of each module to the module that hooks go on: those of the plain model, compiled or not.
+
+    ``torch.compile(module)`` wraps: the wrapper has no path of its own, and the parts inside keep those that they have
+    without it. ``aliases`` includes the further paths of a module that is registered more than once.
+    """
+    return {
+        plain_path(path): module
+        for path, module in plain_model(model).named_modules(remove_duplicate=not aliases)
+        if not _is_compiled(module)
+    }
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return the module inside a ``torch.compile``d one; any other module itself."""
+    while _is_compiled(model):
+        model = model._orig_mod  # type: ignore[assignment]  # a Module: the wrapper's only child
+    return model
+
+
+def plain_path(path: str) -> str:
+    """Return the path of a module or parameter without the names that ``torch.compile``'s wrappers put between."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether the module is TorchScript, which takes no hooks."""
+    import torch
+
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # Whoever compiled something has imported torch._dynamo, a second of work that this must not cause.
+    evaluation = sys.modules.get("torch._dynamo.eval_frame")
+    return evaluation is not None and isinstance(module, evaluation.OptimizedModule)
+
+
 def class_name(module: nn.Module) -> str:
-    """Return the name of the module's class; of a parametrized one (weight_norm), the class it had before."""
+    """Return the name of the module's class; of a parametrized one (weight_norm), the class it had before, and of a
+    scripted one, the class that was scripted."""
     from torch.nn.utils.parametrize import type_before_parametrizations
 
+    if is_scripted(module):
+        return str(getattr(module, "original_name", type(module).__name__))
     return type_before_parametrizations(module).__name__
 
 

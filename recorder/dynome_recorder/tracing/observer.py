@@ -7,14 +7,21 @@ other view of that memory holds, and a module may hand on its input itself, whic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dynome_recorder.tracing.layers import Layer, class_name, describe_layer, parameter_names
+from dynome_recorder.tracing.layers import (
+    Layer,
+    class_name,
+    describe_layer,
+    is_scripted,
+    modules_by_path,
+    parameter_names,
+)
+from dynome_recorder.tracing.outputs import judge, leaves, tensors_in
 from dynome_recorder.tracing.trace import Call, FunctionUse, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import torch
     from torch import nn
@@ -57,7 +64,7 @@ class Observer:
         inside = {
             id(part) for module in model.modules() if is_parametrized(module) for part in _parametrizations(module)
         }
-        self.paths = {module: path for path, module in model.named_modules() if id(module) not in inside}
+        self.paths = {module: path for path, module in modules_by_path(model).items() if id(module) not in inside}
         self.parameter_names = parameter_names(model)
         # Keyed by identity and held weakly: a dead tensor's identity must not be inherited by a new one.
         self.sources: Any = WeakTensorKeyDictionary()
@@ -76,6 +83,8 @@ class Observer:
         handles = []
         try:
             for module in self.paths:
+                if is_scripted(module):  # takes no hooks
+                    continue
                 handles.append(module.register_forward_pre_hook(self.enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(self.leave, with_kwargs=True))
             with _dispatch_mode(self):
@@ -125,8 +134,8 @@ class Observer:
                 self.functions[frame.module, name, True] += count
             for name, count in frame.parameters.items():
                 self.functions[frame.module, name, False] += count
-        shape, dtype, problem = _judge(output, self.samples)
-        self.calls.append(Call(frame.module, frame.call, class_name(module), frame.leaf, index, shape, dtype, problem))
+        outputs = tuple(judge(path, value, self.samples) for path, value in leaves(output))
+        self.calls.append(Call(frame.module, frame.call, class_name(module), frame.leaf, index, outputs))
         if not frame.module:
             self.model_output = output
         return output
@@ -228,46 +237,9 @@ def _memory(tensor: torch.Tensor) -> int | None:
     return (tensor.untyped_storage().data_ptr() or None) if tensor.layout is torch.strided else None
 
 
-def _judge(output: Any, samples: int) -> tuple[tuple[int, ...] | None, str | None, str | None]:
-    """Return shape, dtype and what stands in the way of recording a module's output."""
-    import torch
-
-    if not isinstance(output, torch.Tensor):
-        kinds = ", ".join(type(item).__name__ for item in output) if isinstance(output, (tuple, list)) else ""
-        given = f"a {type(output).__name__}" + (f" ({kinds})" if kinds else "")
-        return None, None, f"returns {given}, not one tensor; name a module inside it, or one after it"
-    shape, dtype = tuple(output.shape), str(output.dtype).removeprefix("torch.")
-    if not output.is_floating_point():
-        return shape, dtype, f"returns {dtype} values, not floating-point ones"
-    if not shape or shape[0] != samples:
-        return (
-            shape,
-            dtype,
-            (
-                f"returns shape {shape}, whose first axis is not the batch's {samples} samples;"
-                " only outputs with one row per sample can be recorded"
-            ),
-        )
-    return shape, dtype, None
-
-
 def _without_batch(shape: tuple[int, ...] | None, samples: int) -> tuple[int, ...] | None:
     return shape[1:] if shape and shape[0] == samples else shape
 
 
 def _plain(sources: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(source for source in sources if source != _WEIGHT))
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings, in order."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)

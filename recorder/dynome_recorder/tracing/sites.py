@@ -1,32 +1,30 @@
 """Which module outputs are recorded: patterns in, sites out.
 
-A site is a (module path, call index) pair: a module that is called twice in one forward pass has two sites, and a
-module that is registered under several paths has one, with the other paths as aliases. Patterns are resolved against
-a traced forward pass (`trace.Trace`), never against the module list alone, so a site that exists is a site that
-fires.
+A site is one tensor that one call of one module returns. A module that is called twice in one forward pass has two
+sites, one that returns several tensors has one for each, and one that is registered under several paths has one, with
+the other paths as aliases. Patterns are resolved against a traced forward pass (`trace.Trace`), never against the
+module list alone, so a site that exists is a site that fires.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import InvalidArgumentError
-from dynome_recorder.tracing.layers import class_name
+from dynome_recorder.tracing.layers import modules_by_path
+from dynome_recorder.tracing.outputs import OutputPath, extract_output, path_text
+from dynome_recorder.tracing.patterns import Matcher, Pattern, Place, check_patterns, is_exclusion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
     from dynome_recorder.tracing.trace import Call, Trace
 
-# A glob over module paths, site names or class names ("!" in front excludes), a module class, or a module of the model.
-Pattern: TypeAlias = "str | type[nn.Module] | nn.Module"
+__all__ = ["Pattern", "Site", "extract_output", "module_aliases", "modules_by_path", "select_sites", "site_name"]
 
-_GLOB_CHARACTERS = frozenset("*?[")
 # Normalisations, and attention itself: torch files them under activations, but no one means them by "hidden
 # activation".
 _NOT_ACTIVATIONS = frozenset({"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"})
@@ -34,16 +32,19 @@ _NOT_ACTIVATIONS = frozenset({"MultiheadAttention", "Softmax", "Softmax2d", "Sof
 
 @dataclass(frozen=True)
 class Site:
-    """One recorded module output.
+    """One recorded tensor.
 
     Attributes
     ----------
     name
-        ``"features.1"`` for the first call of that module in a forward pass, ``"features.1@1"`` for the second.
+        ``"features.1"`` for the first call of that module in a forward pass, ``"features.1@1"`` for the second;
+        ``"lstm:0"`` and ``"encoder:hidden_states.3"`` where the module returns more than one tensor.
     module, call, type
         The module's path, which call of it (from 0), and its class name.
     aliases
         Other paths under which the same module is registered.
+    output
+        Where the tensor is in what the module returns (`outputs.extract_output` takes it); empty for the whole.
     """
 
     name: str
@@ -51,14 +52,17 @@ class Site:
     call: int
     type: str
     aliases: tuple[str, ...] = ()
+    output: OutputPath = ()
 
 
-def site_name(module: str, call: int) -> str:
-    """Return the site name of one call of a module: the bare path for the first call, ``path@call`` after it.
+def site_name(module: str, call: int, output: OutputPath = ()) -> str:
+    """Return the site name of one output of one call of a module.
 
-    A path that holds an ``@`` of its own always gets the call, or two sites could have one name.
+    The bare path for the first call, ``path@call`` after it, ``:`` and the output's path behind where there is one. A
+    module path that holds an ``@`` or ``:`` of its own always gets the call, or two sites could have one name.
     """
-    return module if call == 0 and "@" not in module else f"{module}@{call}"
+    base = module if call == 0 and not {"@", ":"} & set(module) else f"{module}@{call}"
+    return f"{base}:{path_text(output)}" if output else base
 
 
 def select_sites(model: nn.Module, patterns: Sequence[Pattern] | None, *, trace: Trace) -> tuple[Site, ...]:
@@ -69,44 +73,79 @@ def select_sites(model: nn.Module, patterns: Sequence[Pattern] | None, *, trace:
     model
         The model that was traced.
     patterns
-        Globs (``"features.*"``), module classes (``nn.ReLU``), modules; a glob that starts with ``"!"`` excludes,
-        wherever it stands in the list. Globs with a wildcard match only modules that call no other module, since a
-        container repeats the output of its last child; a full name, a class or a module may name a container. None,
-        or exclusions alone: every activation module but the output's.
+        Globs (``"features.*"``, ``"lstm:0"``, ``"encoder:hidden_states.*"``), module classes (``nn.ReLU``), modules,
+        predicates ``(path, module) -> bool``; a glob that starts with ``"!"`` excludes, wherever it stands in the
+        list. Globs with a wildcard in the module's path match only modules that call no other module, since a
+        container repeats the output of its last child; whatever else names a module may name a container. None, or
+        exclusions alone: every activation module but the output's.
     trace
         The traced forward pass.
 
     Raises
     ------
     InvalidArgumentError
-        If a pattern matches nothing (near matches are named) or only what cannot be hooked (the reason is named), or if
-        nothing is left.
+        If a pattern matches nothing (near matches are named) or only what cannot be hooked (the reason is named), if
+        it names a module that returns several tensors and not which of them, or if nothing is left.
     """
-    patterns = _check_patterns(patterns)
-    aliases = module_aliases(model)
-    wanted = [pattern for pattern in patterns if not _is_exclusion(pattern)]
-    excluded = [pattern[1:] for pattern in patterns if isinstance(pattern, str) and _is_exclusion(pattern)]
-    modules = dict(model.named_modules())
+    patterns = check_patterns(patterns)
+    matcher = Matcher(modules_by_path(model), module_aliases(model), trace)
+    wanted = [pattern for pattern in patterns if not is_exclusion(pattern)]
+    excluded: set[Place] = set()
+    for pattern in patterns:
+        if isinstance(pattern, str) and is_exclusion(pattern):
+            excluded |= matcher.places(pattern[1:]) or matcher.nothing_matches(pattern)
 
-    kept: set[tuple[str, int]] = set()
-    if wanted:
-        for pattern in wanted:
-            kept |= _match(pattern, modules, aliases, trace)
-    else:
-        kept = default_calls(modules, trace)
-        if not kept:
+    named: set[Place] = set()
+    whole: set[tuple[str, int]] = set()
+    for pattern in wanted:
+        outputs, calls = matcher.hookable(pattern)
+        named |= outputs
+        whole |= calls
+    if not wanted:
+        whole = default_calls(matcher.modules, trace)
+        if not whole:
             raise InvalidArgumentError(_no_default_text(trace))
-    for text in excluded:
-        kept -= _match_calls(text, modules, aliases, trace.calls) or _nothing_matches(f"!{text}", aliases)
-    if not kept:
+    named -= excluded
+    chosen_of = {(module, call) for module, call, _ in named}
+    for call in trace.calls:
+        if (call.module, call.call) in whole - chosen_of:
+            named |= _only_output(call, excluded)
+    if not named:
         raise InvalidArgumentError(
             "sites: the exclusions leave no site to record; give at least one pattern that includes."
         )
     return tuple(
-        Site(site_name(call.module, call.call), call.module, call.call, call.type, aliases.get(call.module, ()))
+        Site(
+            site_name(call.module, call.call, output.path),
+            call.module,
+            call.call,
+            call.type,
+            matcher.aliases.get(call.module, ()),
+            output.path,
+        )
         for call in trace.calls
-        if (call.module, call.call) in kept
+        for output in call.outputs
+        if (call.module, call.call, output.path) in named
     )
+
+
+def _only_output(call: Call, excluded: set[Place]) -> set[Place]:
+    """Return the one output that can be recorded of a call that was named as a whole, less what is excluded."""
+    left = [output for output in call.recordable if (call.module, call.call, output.path) not in excluded]
+    if len(left) > 1:
+        shown = ", ".join(
+            f"{site_name(call.module, call.call, output.path)!r} ({_shape(output.shape)})" for output in left[:12]
+        )
+        more = f" and {len(left) - 12} more" if len(left) > 12 else ""
+        raise InvalidArgumentError(
+            f"sites: {call.module!r} returns {len(left)} tensors; name those to record: {shown}{more},"
+            f" or '{site_name(call.module, call.call)}:*' for all."
+        )
+    return {(call.module, call.call, output.path) for output in left}
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return " x ".join(("sample", *map(str, (shape or ())[1:])))
 
 
 def default_calls(modules: Mapping[str, nn.Module], trace: Trace) -> set[tuple[str, int]]:
@@ -133,7 +172,7 @@ def default_calls(modules: Mapping[str, nn.Module], trace: Trace) -> set[tuple[s
 def module_aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Map each module's first path to the other paths under which the same module is registered."""
     paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in modules_by_path(model, aliases=True).items():
         paths.setdefault(id(module), []).append(path)
     return {first: tuple(others) for first, *others in paths.values()}
 
@@ -151,101 +190,6 @@ def _reach(start: Iterable[int], *, stop: set[int], trace: Trace) -> set[int]:
         if index not in stop:
             pending.extend(layers[index].sources)
     return seen
-
-
-def _check_patterns(patterns: Sequence[Pattern] | None) -> list[Pattern]:
-    from torch import nn
-
-    if patterns is None:
-        return []
-    if isinstance(patterns, (str, type, nn.Module)) or not isinstance(patterns, Sequence):
-        raise InvalidArgumentError(
-            f'sites must be a list of patterns such as ["features.*", nn.ReLU]; got {patterns!r}.'
-        )
-    for pattern in patterns:
-        is_class = isinstance(pattern, type) and issubclass(pattern, nn.Module)
-        if not (isinstance(pattern, (str, nn.Module)) or is_class):
-            raise InvalidArgumentError(
-                f"sites: a pattern must be a glob, a module class or a module of the model; got {pattern!r}."
-            )
-    return list(patterns)
-
-
-def _is_exclusion(pattern: Pattern) -> bool:
-    return isinstance(pattern, str) and pattern.startswith("!")
-
-
-def _match(
-    pattern: Pattern, modules: Mapping[str, nn.Module], aliases: Mapping[str, tuple[str, ...]], trace: Trace
-) -> set[tuple[str, int]]:
-    """Return the hookable calls that a pattern names; raise where there is none, saying why."""
-    fired = _match_calls(pattern, modules, aliases, trace.calls)
-    hookable = {(call.module, call.call) for call in trace.calls if call.problem is None} & fired
-    if hookable:
-        return hookable
-    for call in trace.calls:
-        if (call.module, call.call) in fired:
-            raise InvalidArgumentError(f"sites: {_text(pattern)} matches {call.module!r}, which {call.problem}.")
-    silent = sorted(path for path in trace.never_called if _names(pattern, path, modules[path], aliases))
-    if silent:
-        raise InvalidArgumentError(
-            f"sites: {_text(pattern)} matches {silent[0]!r}, which the forward pass never calls"
-            " (its parent uses it through a function, or not at all); name a module around it."
-        )
-    return _nothing_matches(pattern, aliases)
-
-
-def _match_calls(
-    pattern: Pattern,
-    modules: Mapping[str, nn.Module],
-    aliases: Mapping[str, tuple[str, ...]],
-    calls: Sequence[Call],
-) -> set[tuple[str, int]]:
-    wildcard = isinstance(pattern, str) and bool(_GLOB_CHARACTERS & set(pattern))
-    return {
-        (call.module, call.call)
-        for call in calls
-        if call.module
-        and (call.leaf or not wildcard)
-        and (
-            _names(pattern, call.module, modules[call.module], aliases)
-            or (isinstance(pattern, str) and fnmatchcase(f"{call.module}@{call.call}", pattern))
-        )
-    }
-
-
-def _names(pattern: Pattern, path: str, module: nn.Module, aliases: Mapping[str, tuple[str, ...]]) -> bool:
-    if not path:  # the model itself: its output is the model's output, never a site
-        return False
-    if isinstance(pattern, str):
-        names = (path, *aliases.get(path, ()), class_name(module))
-        return any(fnmatchcase(name, pattern) for name in names)
-    return isinstance(module, pattern) if isinstance(pattern, type) else module is pattern
-
-
-def _nothing_matches(pattern: Pattern, aliases: Mapping[str, tuple[str, ...]]) -> set[tuple[str, int]]:
-    names = [path for first, others in aliases.items() for path in (first, *others) if path]
-    if not isinstance(pattern, str):
-        hint = "it is none of this model's modules"
-    else:
-        import difflib
-
-        near = difflib.get_close_matches(pattern.lstrip("!"), names, n=3, cutoff=0.5)
-        shown = near or names[:8]
-        more = ", ..." if not near and len(names) > len(shown) else ""
-        hint = (
-            ("did you mean " if near else "the modules are ")
-            + ", ".join(map(repr, shown))
-            + more
-            + ("?" if near else "")
-        )
-    raise InvalidArgumentError(f"sites: {_text(pattern)} matches no module; {hint}")
-
-
-def _text(pattern: Pattern) -> str:
-    if isinstance(pattern, str):
-        return repr(pattern)
-    return pattern.__name__ if isinstance(pattern, type) else type(pattern).__name__
 
 
 def _no_default_text(trace: Trace) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dynome_recorder.tracing.layers import Layer
+    from dynome_recorder.tracing.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,8 @@ class Call:
         Whether it called no other module.
     layer
         Index of its layer, or None where it is no leaf.
-    output_shape
-        Shape of the output tensor with the sample axis first, or None where there is no single tensor.
-    output_dtype
-        ``"float32"`` and so on; None as above.
-    problem
-        Why its output cannot be recorded, as the end of the sentence "the module ..."; None where it can.
+    outputs
+        Every leaf of what it returned, in order: one with an empty path where it returned a tensor alone.
     """
 
     module: str
@@ -34,9 +31,28 @@ class Call:
     type: str
     leaf: bool
     layer: int | None
-    output_shape: tuple[int, ...] | None
-    output_dtype: str | None
-    problem: str | None
+    outputs: tuple[Output, ...]
+
+    @property
+    def recordable(self) -> tuple[Output, ...]:
+        """The outputs that can be recorded."""
+        return tuple(output for output in self.outputs if output.problem is None)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing of its output can be recorded, as the end of the sentence "the module ..."; None where some
+        can."""
+        return None if self.recordable else self.outputs[0].problem
+
+    @property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """Shape of the first output that can be recorded, else of the first; None where that is no tensor."""
+        return (*self.recordable, *self.outputs)[0].shape
+
+    @property
+    def output_dtype(self) -> str | None:
+        """The same output's dtype."""
+        return (*self.recordable, *self.outputs)[0].dtype
 
 
 @dataclass(frozen=True)
