@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dynome_recorder.capture.steps import ReductionChoice
-
     from dynome_recorder.schedule import Schedule
     from dynome_recorder.tracing.trace import Trace
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from dynome_recorder.capture.parameters import copy_weights, hash_parameters
 from dynome_recorder.capture.probe import Forward, Probe, call_model
 from dynome_recorder.capture.probing import capture
-from dynome_recorder.capture.reductions import RecordedType, Reduction, check_choice
+from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
 from dynome_recorder.description import check_plain, describe_run
 from dynome_recorder.errors import FingerprintError, InvalidArgumentError, MissingExtraError
 from dynome_recorder.metrics import StepMetrics, take_metric, to_numbers
-from dynome_recorder.planning import make_plan
+from dynome_recorder.planning import Reductions, make_plan
 from dynome_recorder.schedule import Schedule, check_count, check_schedule, every
 from dynome_recorder.shield import Shield
 
@@ -56,8 +56,9 @@ class Recorder:
     schedule, weights
         When the probe runs, and when weights are recorded (None: never).
     reduction
-        How outputs with more axes than (sample, unit) become units, for all sites or per site name; None:
-        convolutions are averaged over space, three axes are refused.
+        How outputs with more axes than (sample, unit) become units (``"max"``, ``"tokens"``,
+        ``["flatten", subset(units=64)]``, ...), for all sites or in a mapping by site name, glob or module class;
+        None: convolutions are averaged over space, three axes are refused.
     dtype
         Recorded dtype of activations; ``"native"`` keeps each site's own.
     optimizer
@@ -106,7 +107,7 @@ class Recorder:
         sites: Sequence[Pattern] | None = None,
         schedule: Schedule | None = None,
         weights: Schedule | None = None,
-        reduction: Reduction | Mapping[str, Reduction] | None = None,
+        reduction: Reductions | None = None,
         dtype: RecordedType = "native",
         optimizer: Optimizer | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
@@ -121,9 +122,7 @@ class Recorder:
             )
         check_choice("dtype", dtype, RecordedType)
         check_choice("on_existing", on_existing, Literal["resume", "error"])
-        for chosen in reduction.values() if isinstance(reduction, Mapping) else [reduction]:
-            if chosen is not None:
-                check_choice("reduction", chosen, Reduction)
+        check_reductions(reduction)
         self.path = Path(path).absolute()  # a loop may change the working folder
         # The probe runs the eager module: hooks that are attached to a compiled one after its first call never fire.
         self._model: nn.Module = getattr(model, "_orig_mod", model)

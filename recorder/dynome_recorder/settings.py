@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynome_recorder.capture.probe import Forward, Probe, call_model
-from dynome_recorder.capture.reductions import RecordedType, check_choice
+from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
 from dynome_recorder.description import check_plain
 from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 from dynome_recorder.schedule import Schedule, check_count, check_schedule, every
@@ -91,6 +91,7 @@ def check_settings(
             f"probe must be a Probe, e.g. Probe(train_set, size=1000); got {type(probe).__name__}."
         )
     check_choice("dtype", dtype, RecordedType)
+    check_reductions(reduction)
     check_choice("on_full", on_full, OnFull)
     check_choice("on_existing", on_existing, OnExisting)
     schedules = {"probe": check_schedule("schedule", schedule if schedule is not None else every(epochs=1))}

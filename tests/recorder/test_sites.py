@@ -137,7 +137,7 @@ class Round(nn.Module):
         (nn.Linear(1, 1), "Linear matches no module"),
         (
             "lstm:1.0",
-            r"'lstm:1.0', which returns shape \(1, 3, 3\), whose first axis is not the batch's 3 samples \(its",
+            r"'lstm:1.0', which returns shape \(1, 3, 3\), whose first axis is not the batch's 3 samples",
         ),
         ("lstm:1.7", r"'lstm:1.7' matches no module; did you mean 'lstm"),
         ("swap", r"'swap', which returns shape \(15, 3\), whose first axis is not the batch's 3 samples"),
