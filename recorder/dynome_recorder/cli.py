@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynome_recorder.console import CommandGroup, json_option, missing_extra, show, show_progress
+from dynome_recorder.console import CommandGroup, json_option, missing_extra, show, show_progress, stream_lines, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,6 +133,27 @@ def verify(recording: Path, *, deep: bool, repair: bool, as_json: bool) -> int:
     }
     show(document, as_json=as_json, table=lambda: verification_table(document))
     return 0 if result.valid else 1
+
+
+@main.command()
+@click.argument("recording", type=click.Path(path_type=Path))
+@click.option("--follow/--no-follow", default=True, help="Go on until the recorder is gone.", show_default=True)
+@click.option("--wait", is_flag=True, help="Wait for a recording that does not exist yet.")
+@click.option("-n", "--lines", default=10, show_default=True, type=click.IntRange(min=0), help="Commits to begin with.")
+@click.option("--interval", default=1.0, show_default=True, type=float, help="Seconds between two looks.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, as things happen.")
+def tail(recording: Path, *, follow: bool, wait: bool, lines: int, interval: float, as_json: bool) -> None:
+    """Follow a recording while it is made.
+
+    One line per commit, and one where the recorder goes back, stops recording, ends or was killed. Ctrl-C ends it. Of
+    all commands, this one alone prints more than one JSON object: one per line.
+    """
+    from dynome_recorder.tail import event_line
+    from dynome_recorder.tail import tail as events
+
+    with stream_lines() as write:
+        for event in events(recording, lines=lines, follow=follow, wait=wait, interval=interval):
+            write(to_json(event) if as_json else event_line(event))
 
 
 def info_table(document: Mapping[str, Any]) -> RenderableType:

@@ -1,8 +1,8 @@
 """What every command shares: one JSON object or a table, progress on standard error, one line per error.
 
-Standard output of ``--json`` holds exactly one object; of a failed call it is ``{"error": {"type", "message",
-"exit_code"}}``. Without ``--json`` an error is one line on standard error. Exit codes: 0 done, 1 the data is at fault,
-2 the call is.
+Standard output of ``--json`` holds exactly one object (of ``dynome tail``, one per line); of a failed call it is
+``{"error": {"type", "message", "exit_code"}}``. Without ``--json`` an error is one line on standard error. Exit codes:
+0 done, 1 the data is at fault, 2 the call is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynome_recorder.errors import DynomeError, MissingExtraError
 
-__all__ = ["CommandGroup", "ProgressCallback", "json_option", "show", "show_progress", "to_json"]
+__all__ = ["CommandGroup", "ProgressCallback", "json_option", "show", "show_progress", "stream_lines", "to_json"]
 
 ProgressCallback: TypeAlias = Callable[[str, int, int], None]
 """Called as ``progress(description, done, total)``."""
@@ -63,6 +63,26 @@ def show(document: Mapping[str, Any], *, as_json: bool, table: Callable[[], Rend
     # Piped output has no width of its own; 80 columns would break paths in two.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table())
+
+
+@contextlib.contextmanager
+def stream_lines() -> Iterator[Callable[[Any], None]]:
+    """Yield what writes one line at once: a text as it is, anything else as JSON.
+
+    Ctrl-C, and a reader that has seen enough (``dynome tail RUN | head``), end the block quietly.
+    """
+
+    def write(line: Any) -> None:
+        text = line if isinstance(line, str) else json.dumps(line, allow_nan=False)
+        click.echo(text)  # flushes
+
+    try:
+        yield write
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
