@@ -84,19 +84,26 @@ def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
     from dynome_recorder.storage.layout import ArraySpec
 
     site = layout.site
+    attributes: dict[str, Any] = {
+        "module": site.module,
+        "call": site.call,
+        "type": site.type,
+        "aliases": list(site.aliases),
+        "output": list(site.output),
+        "output_shape": list(layout.output_shape),
+        "reduction": layout.reduction,
+        "native_dtype": layout.native_dtype,
+        "rows_per_sample": layout.rows_per_sample,
+    }
+    for axis in ("units", "positions"):
+        chosen = layout.chosen(axis)
+        if chosen is not None:
+            attributes[f"chosen_{axis}"] = chosen.tolist()
     return ArraySpec(
-        shape=(samples, layout.units),
+        shape=(samples * layout.rows_per_sample, layout.units),
         dtype=layout.dtype,
         dimensions=("sample", "unit"),
-        attributes={
-            "module": site.module,
-            "call": site.call,
-            "type": site.type,
-            "aliases": list(site.aliases),
-            "output_shape": list(layout.output_shape),
-            "reduction": layout.reduction,
-            "native_dtype": layout.native_dtype,
-        },
+        attributes=attributes,
     )
 
 

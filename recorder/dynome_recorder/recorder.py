@@ -9,7 +9,6 @@ know nothing of each other: `canary` watches one pass, `capture` runs the probe,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,7 @@ from dynome_recorder.schedule import Schedule, check_count, check_schedule, ever
 from dynome_recorder.shield import Shield
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.capture.parameters import to_host_array
 from dynome_recorder.capture.probe import Forward, Probe, to_device
-from dynome_recorder.capture.reductions import ITEM_SIZES, SiteLayout, dtype_name, reduce_output
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.tracing.isolation import device_of, undisturbed
+from dynome_recorder.tracing.layers import modules_by_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import nn
+
+    from dynome_recorder.capture.reductions import SiteLayout
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, fo
     Cost: the forward passes of the probe, and one copy per site.
     """
     device = device_of(model)
-    by_module: dict[str, dict[int, SiteLayout]] = {}
+    by_module: dict[str, dict[int, list[SiteLayout]]] = {}
     for layout in layouts:
-        by_module.setdefault(layout.site.module, {})[layout.site.call] = layout
+        by_module.setdefault(layout.site.module, {}).setdefault(layout.site.call, []).append(layout)
     rows = torch_indices(probe.indices, device) if probe.transductive else None
-    modules = dict(model.named_modules())
+    modules = modules_by_path(model)
     hooks: list[_Hook] = []
     handles: list[Any] = []
     with undisturbed(model, seed=probe.seed):
@@ -105,7 +107,7 @@ class _Hook:
     """
 
     def __init__(
-        self, calls: Mapping[int, SiteLayout], hosts: Mapping[str, torch.Tensor], rows: torch.Tensor | None
+        self, calls: Mapping[int, Sequence[SiteLayout]], hosts: Mapping[str, torch.Tensor], rows: torch.Tensor | None
     ) -> None:
         self.calls = calls
         self.hosts = hosts
@@ -118,30 +120,24 @@ class _Hook:
         self.count, self.start, self.stop, self.full = 0, start, stop, full
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        layout = self.calls.get(self.count)
+        layouts = self.calls.get(self.count, ())
         self.count += 1
-        if layout is None:
-            return
-        shape = (self.full, *layout.output_shape)
-        if tuple(getattr(output, "shape", ())) != shape or dtype_name(output) != layout.native_dtype:
-            raise InvalidDataError(
-                f"{layout.site.name}: returned {dtype_name(output)} of shape {tuple(getattr(output, 'shape', ()))},"
-                f" planned was {layout.native_dtype} of shape {shape};"
-                " sites must keep their shape and dtype in all batches."
-            )
-        values = output.detach() if self.rows is None else output.detach()[self.rows]
-        values = reduce_output(values, layout.reduction)
-        host = self.hosts[layout.site.name]
-        host[self.start : self.stop].copy_(values)
-        if ITEM_SIZES[layout.dtype] < ITEM_SIZES[layout.native_dtype]:
-            # The cast may overflow: how many values were infinite before it is known only here. It stays on the device.
-            self.infinite[layout.site.name] = self.infinite.get(layout.site.name, 0) + values.isinf().sum()
+        for layout in layouts:
+            values = layout.take(output, samples=self.full)
+            values = layout.apply(values if self.rows is None else values[self.rows])
+            rows = layout.rows_per_sample
+            self.hosts[layout.site.name][self.start * rows : self.stop * rows].copy_(values)
+            if layout.narrows:
+                # The cast may overflow: how many values were infinite before it is known only here. It stays on the
+                # device.
+                name = layout.site.name
+                self.infinite[name] = self.infinite.get(name, 0) + values.isinf().sum()
 
     def check_complete(self) -> None:
-        for call, layout in self.calls.items():
+        for call, layouts in self.calls.items():
             if call >= self.count:
                 raise InvalidDataError(
-                    f"{layout.site.name}: the forward pass called it {self.count} times,"
+                    f"{layouts[0].site.name}: the forward pass called it {self.count} times,"
                     f" planned were at least {call + 1}; sites must fire in every batch of the probe."
                 )
 
@@ -158,7 +154,9 @@ def _host_array(layout: SiteLayout, samples: int) -> torch.Tensor:
 
     # A fresh array per run: an asynchronous writer may still hold the previous one.
     # The device is named, since torch.set_default_device may have made it another one.
-    return torch.empty((samples, layout.units), dtype=getattr(torch, layout.dtype), device="cpu")
+    return torch.empty(
+        (samples * layout.rows_per_sample, layout.units), dtype=getattr(torch, layout.dtype), device="cpu"
+    )
 
 
 def _health(host: torch.Tensor, infinite_before: Any) -> dict[str, int]:
