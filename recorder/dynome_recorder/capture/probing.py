@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dynome_recorder.capture.parameters import to_host_array
 from dynome_recorder.capture.probe import Forward, Probe, to_device
 from dynome_recorder.errors import InvalidDataError
+from dynome_recorder.tracing.canary import missing_call
 from dynome_recorder.tracing.isolation import device_of, undisturbed
 from dynome_recorder.tracing.layers import modules_by_path
 
@@ -136,10 +137,7 @@ class _Hook:
     def check_complete(self) -> None:
         for call, layouts in self.calls.items():
             if call >= self.count:
-                raise InvalidDataError(
-                    f"{layouts[0].site.name}: the forward pass called it {self.count} times,"
-                    f" planned were at least {call + 1}; sites must fire in every batch of the probe."
-                )
+                raise InvalidDataError(missing_call(layouts[0].site, self.count))
 
 
 def torch_indices(indices: NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -7,29 +7,42 @@ and what runs as a function, where no hook can see it. The model is left as it w
 
 from __future__ import annotations
 
+import contextlib
+import statistics
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
-from dynome_recorder.tracing.isolation import undisturbed
+from dynome_recorder.tracing.isolation import device_of, undisturbed
+from dynome_recorder.tracing.layers import is_scripted, plain_model
 from dynome_recorder.tracing.observer import Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    import torch
     from torch import nn
 
+    from dynome_recorder.tracing.sites import Site
     from dynome_recorder.tracing.trace import Trace
 
 
 def trace_model(
-    model: nn.Module, batch: Any, *, forward: Callable[[nn.Module, Any], Any], samples: int, seed: int = 0
+    model: nn.Module,
+    batch: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any],
+    samples: int,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
 ) -> Trace:
     """Run one watched forward pass and say what happened.
 
     Parameters
     ----------
     model
-        The model; neither its state nor any random generator changes.
+        The model, compiled or not: the pass runs the plain modules. Neither its state nor any random generator changes.
     batch
         What ``forward`` takes, on the model's device.
     forward
@@ -38,13 +51,15 @@ def trace_model(
         Number of samples in the batch: a module's output must have it as its first axis.
     seed
         Seed of the random generators during the pass.
+    autocast
+        The dtype of the autocast that the pass runs under, which decides the dtypes of the outputs; None: without.
 
     Raises
     ------
     InvalidArgumentError
-        If the model has uninitialised (lazy) parameters.
+        If the model is TorchScript, or has uninitialised (lazy) parameters or buffers.
     InvalidDataError
-        If the forward pass fails; the cause is kept.
+        If the forward pass fails (the cause is kept), or calls no module of the model.
 
     Notes
     -----
@@ -53,17 +68,76 @@ def trace_model(
     alone as its source. Cost: one forward pass slowed by a Python call per operation, and its intermediate tensors in
     memory.
     """
-    from torch.nn.parameter import is_lazy
-
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise InvalidArgumentError(
-                f"model: parameter {name!r} is not initialised yet; run one forward pass before making the recorder."
-            )
+    model = plain_model(model)
+    _check_hookable(model)
     observer = Observer(model, samples)
-    with undisturbed(model, seed=seed):
+    with _probing(model, seed=seed, autocast=autocast):
+        output = observer.run(lambda: forward(model, batch), batch)
+    if not observer.calls:
+        raise InvalidDataError(
+            "probe: the forward pass called no module of the model, so no hook can fire; forward=lambda model, batch:"
+            " ... must call the model that it is given, not another copy of it (one that was exported, scripted or"
+            " compiled ahead of time)."
+        )
+    return observer.result(output)
+
+
+def time_forward(
+    model: nn.Module,
+    batch: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any],
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+    repeats: int = 3,
+) -> float:
+    """Return the seconds that one plain forward pass takes, as the probe runs it: the median of ``repeats``.
+
+    The model is left as it was. Waits for the device before and after each pass.
+
+    Raises
+    ------
+    InvalidDataError
+        If the forward pass fails; the cause is kept.
+    """
+    model = plain_model(model)
+    device = device_of(model)
+    seconds = []
+    with _probing(model, seed=seed, autocast=autocast):
+        for _ in range(repeats):
+            _wait(device)
+            start = time.perf_counter()
+            forward(model, batch)
+            _wait(device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def missing_call(site: Site, fired: int) -> str:
+    """Return the message for a site whose module a pass called only ``fired`` times, too few for its call."""
+    text = f"{site.name}: the forward pass called it {fired} times, planned were at least {site.call + 1}; "
+    if fired == 0:
+        text += (
+            "no hook fires where forward= runs a compiled, exported or scripted copy instead of the model that it is"
+            " given, and "
+        )
+    return text + "sites must fire in every batch: leave out what only some batches reach."
+
+
+@contextlib.contextmanager
+def _probing(model: nn.Module, *, seed: int, autocast: torch.dtype | None) -> Iterator[None]:
+    """Leave the model undisturbed inside the block and run it eagerly; a failing pass becomes one clear line."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(undisturbed(model, seed=seed))
+        if "torch._dynamo" in sys.modules:  # something may be compiled; nothing is where this was never imported
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if autocast is not None:
+            # Without its cache: casts that are kept from a pass without gradients would have none in training either.
+            stack.enter_context(torch.autocast(device_of(model).type, dtype=autocast, cache_enabled=False))
         try:
-            output = observer.run(lambda: forward(model, batch), batch)
+            yield
         except (InvalidArgumentError, InvalidDataError):
             raise
         except Exception as error:
@@ -72,4 +146,26 @@ def trace_model(
                 f"probe: the model's forward pass on the probe failed with {type(error).__name__}: {text[:300]};"
                 " pass forward=lambda model, batch: ... if the model is not called as model(inputs)."
             ) from error
-    return observer.result(output)
+
+
+def _check_hookable(model: nn.Module) -> None:
+    from torch.nn.parameter import is_lazy
+
+    if is_scripted(model):
+        raise InvalidArgumentError(
+            "model: it is TorchScript, whose modules take no hooks; give the Recorder the torch.nn.Module that was"
+            " scripted or traced, and train that."
+        )
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            if is_lazy(tensor):
+                raise InvalidArgumentError(
+                    f"model: {kind} {name!r} is not initialised yet; run one forward pass before making the recorder."
+                )
+
+
+def _wait(device: torch.device) -> None:
+    import torch
+
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)

@@ -80,7 +80,8 @@ def describe_layer(
         module=path,
         type=class_name(module),
         call=call,
-        parameters={name: names[id(parameter)] for name, parameter in own.items()},
+        # torch.func.functional_call puts other tensors in the parameters' places for the time of a call.
+        parameters={name: names.get(id(parameter), f"{path}.{name}") for name, parameter in own.items()},
         input_shape=input_shape,
         output_shape=output_shape,
         configuration=describe_configuration(module, spatial_axes=len(input_shape or ()) - 1),

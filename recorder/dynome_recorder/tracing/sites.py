@@ -104,7 +104,7 @@ def select_sites(model: nn.Module, patterns: Sequence[Pattern] | None, *, trace:
     if not wanted:
         whole = default_calls(matcher.modules, trace)
         if not whole:
-            raise InvalidArgumentError(_no_default_text(trace))
+            raise InvalidArgumentError(_no_default_text(matcher.modules, trace))
     named -= excluded
     chosen_of = {(module, call) for module, call, _ in named}
     for call in trace.calls:
@@ -154,9 +154,7 @@ def default_calls(modules: Mapping[str, nn.Module], trace: Trace) -> set[tuple[s
     An activation is the output's when its values reach the model's output without passing another layer that has a
     weight matrix, and no such layer reads it either.
     """
-    from torch.nn.modules import activation
-
-    kinds = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NOT_ACTIVATIONS)
+    kinds = _activation_classes()
     weighted = {layer.index for layer in trace.layers if layer.has_weight_matrix}
     output = _reach(trace.output_sources, stop=weighted, trace=trace) - weighted
     hidden = _reach(trace.weighted_sources, stop=set(), trace=trace)
@@ -192,12 +190,23 @@ def _reach(start: Iterable[int], *, stop: set[int], trace: Trace) -> set[int]:
     return seen
 
 
-def _no_default_text(trace: Trace) -> str:
+def _activation_classes() -> tuple[type[nn.Module], ...]:
+    from torch.nn.modules import activation
+
+    return tuple(getattr(activation, name) for name in activation.__all__ if name not in _NOT_ACTIVATIONS)
+
+
+def _no_default_text(modules: Mapping[str, nn.Module], trace: Trace) -> str:
     weighted = [repr(layer.module) for layer in trace.layers if layer.has_weight_matrix]
     called = ", ".join(sorted({use.function for use in trace.functions if use.is_activation}))
-    reason = (
-        f"it calls {called} as functions, which no hook sees" if called else "none is called on the way to a weight"
-    )
+    kinds = _activation_classes()
+    hidden = [call for call in trace.calls if call.problem is not None and isinstance(modules[call.module], kinds)]
+    if hidden:
+        reason = f"{hidden[0].module!r} {hidden[0].problem}"
+    elif called:
+        reason = f"it calls {called} as functions, which no hook sees"
+    else:
+        reason = "none is called on the way to a weight"
     return (
         f"sites: the model has no hidden activation module to record ({reason});"
         f" name the sites, e.g. sites=[{', '.join(weighted[:4])}], or use modules such as nn.ReLU."
