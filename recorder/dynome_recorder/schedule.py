@@ -7,20 +7,24 @@ completed optimizer steps and start at 1.
 
 from __future__ import annotations
 
+import ast
 import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dynome_recorder.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Counter = Literal["epoch", "step"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A set of rules, any of which makes a snapshot due. Build one with `every`, `at` or `log_spaced`."""
+    """A set of rules, any of which makes a snapshot due. Build one with `every`, `at`, `log_spaced` or `never`."""
 
     rules: tuple[_Rule, ...]
 
@@ -52,14 +56,14 @@ class Schedule:
         return len(due_epochs) + sum(self.due_step(step) for step in range(1, epochs * steps_per_epoch + 1))
 
     def __or__(self, other: Schedule) -> Schedule:
-        """Return the schedule that is due whenever either is."""
+        """Return the schedule that is due whenever either is; a rule that both have counts once."""
         if not isinstance(other, Schedule):
             return NotImplemented
-        return Schedule(self.rules + other.rules)
+        return Schedule(tuple(dict.fromkeys(self.rules + other.rules)))
 
     def __str__(self) -> str:
-        """Return what builds this schedule."""
-        return " | ".join(str(rule) for rule in self.rules)
+        """Return what builds this schedule, which `parse_schedule` reads."""
+        return " | ".join(str(rule) for rule in self.rules) or "never()"
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,28 @@ def log_spaced(*, per_decade: int, unit: Counter = "step") -> Schedule:
     return Schedule((_LogSpaced(_check_unit(unit), check_count("per_decade", per_decade, least=1)),))
 
 
+def never() -> Schedule:
+    """Make no snapshot due: for a stream that is recorded when the training loop asks for it, or not at all."""
+    return Schedule(())
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Return the schedule whose text this is, as ``run.json`` holds it; nothing in the text is executed.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the text is not one that a schedule has.
+    """
+    try:
+        return _build(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, ValueError, RecursionError, InvalidArgumentError) as error:
+        reason = f": {error}" if isinstance(error, InvalidArgumentError) else ""
+        raise InvalidArgumentError(
+            f"schedule: {text!r} is no text of a schedule, such as 'every(epochs=1) | at(0, 5)'{reason}"
+        ) from error
+
+
 def check_schedule(name: str, schedule: object) -> Schedule:
     """Return the schedule, or raise where the value is none.
 
@@ -178,3 +204,15 @@ def _check_unit(unit: Counter) -> Counter:
     if unit not in get_args(Counter):
         raise InvalidArgumentError(f"unit must be 'epoch' or 'step'; got {unit!r}.")
     return unit
+
+
+def _build(node: ast.expr) -> Schedule:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _build(node.left) | _build(node.right)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BUILDERS:
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        return _BUILDERS[node.func.id](*map(ast.literal_eval, node.args), **named)
+    raise ValueError(ast.dump(node))
+
+
+_BUILDERS: dict[str, Callable[..., Schedule]] = {"every": every, "at": at, "log_spaced": log_spaced, "never": never}

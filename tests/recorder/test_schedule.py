@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynome_recorder import InvalidArgumentError, Schedule, at, every, log_spaced
-from dynome_recorder.schedule import check_schedule
+from dynome_recorder.schedule import check_schedule, never, parse_schedule
 
 
 def epochs_due(schedule: Schedule, limit: int) -> list[int]:
@@ -70,6 +73,53 @@ def test_text_builds_the_same_schedule() -> None:
     )
     rebuilt = eval(str(schedule), {"every": every, "at": at, "log_spaced": log_spaced})
     assert rebuilt == schedule
+
+
+RULES = st.one_of(
+    st.builds(lambda n: every(epochs=n), st.integers(1, 10**6)),
+    st.builds(lambda n: every(steps=n), st.integers(1, 10**6)),
+    st.builds(
+        lambda moments, unit: at(*moments, unit=unit),
+        st.lists(st.integers(0, 10**9), min_size=1, max_size=6),
+        st.sampled_from(["epoch", "step"]),
+    ),
+    st.builds(
+        lambda n, unit: log_spaced(per_decade=n, unit=unit), st.integers(1, 99), st.sampled_from(["epoch", "step"])
+    ),
+    st.just(never()),
+)
+
+
+@given(parts=st.lists(RULES, min_size=1, max_size=5), counts=st.lists(st.integers(0, 2000), max_size=8))
+def test_the_text_is_read_back_without_evaluating_it(parts: list[Schedule], counts: list[int]) -> None:
+    schedule = functools.reduce(operator.or_, parts)
+    rebuilt = parse_schedule(str(schedule))
+    assert rebuilt == schedule
+    for count in counts:
+        assert rebuilt.due_epoch(count) == any(part.due_epoch(count) for part in parts)
+        assert rebuilt.due_step(count) == any(part.due_step(count) for part in parts)
+
+
+def test_never_is_never_due_and_adds_nothing() -> None:
+    assert str(never()) == "never()"
+    assert epochs_due(never(), 20) + steps_due(never(), 20) == []
+    assert never().count(epochs=5) == 0
+    assert never() | every(steps=3) == every(steps=3) | never() == every(steps=3)
+    assert every(epochs=2) | every(epochs=2) == every(epochs=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "every", "every(epochs=0)", "every(epochs=1) |", "every(2)", "at('a')", "__import__('os').getcwd()",
+        "every(epochs=print(1))", "at(0) & at(1)", "sometimes()", "at(*[1])", "log_spaced(**{'per_decade': 2})", "at(0",
+    ],
+)  # fmt: skip
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"is no text of a schedule, such as 'every\(epochs=1\) \| at\(0, 5\)"
+    ):
+        parse_schedule(text)
 
 
 @pytest.mark.parametrize(
