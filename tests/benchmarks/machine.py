@@ -75,6 +75,15 @@ def describe() -> str:
     return f"{model}, {width}, {CORES} cores ({speeds}); Python {platform.python_version()}, {packages}"
 
 
+def name_device(device: str) -> str:
+    """Return the name of an accelerator; "" for the CPU, which `describe` names."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 def peer(name: str, distribution: str) -> str:
     """Return a peer's name with its version, or say that it is not installed."""
     try:

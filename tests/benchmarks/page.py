@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .timing import Row
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+UNITS = {"ms": 1e-3, "MiB": 2.0**20, "MB/s": 1e6, "": 1.0}
 HEAD = """# Benchmarks
 
 Written by `make benchmark`, a section per table (`make benchmark ARGS="births loops"` measures only these).
@@ -41,8 +42,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 def table(operation: str, rows: Sequence[Row]) -> str:
     """Arms down, sizes across; below them the memory and the share of the machine's limit, where measured."""
-    lines = [[f"{operation}, ms", *(row.size for row in rows)], ["---"] * (len(rows) + 1)]
-    arms = list(dict.fromkeys(arm for row in rows for arm in row.seconds))
+    unit = rows[0].unit
+    lines = [[f"{operation}, {unit}" if unit else operation, *(row.size for row in rows)], ["---"] * (len(rows) + 1)]
+    arms = list(dict.fromkeys(arm for row in rows for arm in row.values))
     lines += [[f"**{arm}**" if arm == arms[0] else arm, *(cell(row, arm) for row in rows)] for arm in arms]
     held = list(dict.fromkeys(arm for row in rows for arm in row.memory))
     lines += [[f"memory, {arm}", *(megabytes(row.memory.get(arm)) for row in rows)] for arm in held]
@@ -53,12 +55,12 @@ def table(operation: str, rows: Sequence[Row]) -> str:
 
 def cell(row: Row, arm: str) -> str:
     """An arm's milliseconds with its ratio to ours."""
-    value = row.seconds.get(arm, "")
+    value = row.values.get(arm, "")
     if isinstance(value, str):
         return value
     ratio = row.ratio(arm)
-    text = number(value * 1e3)
-    return text if ratio is None or arm == next(iter(row.seconds)) else f"{text} ({number(ratio)}x)"
+    text = number(value / UNITS[row.unit])
+    return text if ratio is None or arm == next(iter(row.values)) else f"{text} ({number(ratio)}x)"
 
 
 def number(value: float) -> str:
@@ -73,10 +75,10 @@ def megabytes(value: int | None) -> str:
 
 def share(row: Row) -> str:
     """How much of our time the limit is."""
-    ours = next(iter(row.seconds.values()))
+    ours = next(iter(row.values.values()))
     return "" if row.limit is None or isinstance(ours, str) else f"{row.limit / ours:.0%}"
 
 
 def line(row: Row) -> str:
     """One line for the terminal while measuring."""
-    return f"{row.operation}, {row.size}: " + "; ".join(f"{arm} {cell(row, arm)}" for arm in row.seconds)
+    return f"{row.operation}, {row.size}: " + "; ".join(f"{arm} {cell(row, arm)}" for arm in row.values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,22 +20,26 @@ SLOWEST_SECONDS = 8.0
 class Row:
     """One measured operation on one input.
 
-    ``seconds`` holds the median of every arm; the first arm is ours, and a text stands where an arm did not finish.
-    ``memory`` holds bytes beyond the input where they were measured. ``limit`` is the time that the machine would need
-    at the speed of `machine.limits` for what cannot be avoided, named by ``limit_name``.
+    ``values`` holds the median seconds of every arm; the first arm is ours, and a text stands where an arm did not
+    finish. Where ``unit`` is not "ms", bytes ("MiB"), bytes per second ("MB/s") or texts (""). ``memory`` holds bytes
+    beyond the input where they were measured. ``limit`` is the time that the machine would need at the speed of
+    `machine.limits` for what cannot be avoided, named by ``limit_name``.
     """
 
     operation: str
     size: str
-    seconds: Mapping[str, float | str]
+    values: Mapping[str, float | str]
     memory: Mapping[str, int] = field(default_factory=dict)
     limit: float | None = None
     limit_name: str = ""
+    unit: Literal["ms", "MiB", "MB/s", ""] = "ms"
 
     def ratio(self, arm: str) -> float | None:
-        """How many times as long as ours an arm takes."""
-        ours, theirs = next(iter(self.seconds.values())), self.seconds[arm]
-        return None if isinstance(ours, str) or isinstance(theirs, str) else theirs / ours
+        """How many times as long as ours an arm takes, or as many bytes; None beside a text or a zero."""
+        ours, theirs = next(iter(self.values.values())), self.values[arm]
+        if isinstance(ours, str) or isinstance(theirs, str) or not ours or not theirs:
+            return None
+        return ours / theirs if self.unit == "MB/s" else theirs / ours
 
 
 def interleaved(
