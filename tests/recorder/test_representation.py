@@ -32,7 +32,7 @@ def test_a_schedule_shows_when_it_is_due():
     assert "100, 200 (2 up to 1,000)" in text
     assert "300, 600, 900 (3 up to 1,000)" in str(show_schedule(every(steps=300)))
     assert "steps" not in str(show_schedule(at(3, 4)))
-    assert "1, 2, 3, 4, 6, 10" in str(show_schedule(log_spaced(per_decade=4)))
+    assert "1, 2, 3, 6, 10, 18" in str(show_schedule(log_spaced(per_decade=4)))
 
 
 def test_a_probe_shows_its_choice():
