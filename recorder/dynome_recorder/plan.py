@@ -1,12 +1,11 @@
 """What a recording will hold and cost, before anything is written.
 
-A plan is frozen data; its text, rich and HTML forms show the same rows.
+A plan is frozen data; its text, rich and HTML forms (`plan_forms`) show the same rows.
 """
 
 from __future__ import annotations
 
-import html
-import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from dynome_recorder.capture.reductions import SiteLayout
     from dynome_recorder.schedule import Schedule
 
-_MEGABYTE = 1_000_000
+WRITE_BYTES_PER_SECOND = 300e6
+"""What the expected time of writing assumes, compression and checksums included. One thread measured 380-680 MB/s into
+a local disk; a shared file system may be much slower."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,23 @@ class Plan:
         What cannot be recorded, with the reason.
     free_bytes
         Free space where the run directory is or will be.
+    notes
+        What was decided for the user at a site, with the reason.
+    batch_size, gradients
+        Samples that one process puts through the model per step, and whether gradients are recorded beside
+        activations: of the batches stream. ``batch_size`` None without it.
+    parts
+        Processes that share the probe and each record their own batches.
+    buffer_bytes
+        Bytes of each process that may wait to be written; None where unknown.
+    on_full
+        What happens at a snapshot that has no room there: "block", "thin" or "skip".
+    autocast
+        Dtype of the autocast that the probe runs under; None: without.
+    state_bytes
+        Size of all parameters and buffers, which are copied at the end of each epoch to be digested.
+    forward_seconds
+        Measured time of the probe's forward passes in one process; None where not measured.
     """
 
     path: Path
@@ -70,6 +88,15 @@ class Plan:
     steps_per_epoch: int | None
     unhookable: tuple[tuple[str, str], ...]
     free_bytes: int
+    notes: tuple[tuple[str, str], ...] = ()
+    batch_size: int | None = None
+    gradients: bool = False
+    parts: int = 1
+    buffer_bytes: int | None = None
+    on_full: str = "block"
+    autocast: str | None = None
+    state_bytes: int = 0
+    forward_seconds: float | None = None
 
     @property
     def units(self) -> int:
@@ -78,12 +105,25 @@ class Plan:
 
     @property
     def bytes_per_snapshot(self) -> dict[str, int]:
-        """Bytes of one snapshot of each stream."""
-        sizes = {
-            "probe": self.samples * sum(layout.bytes_per_sample for layout in self.sites),
-            "weights": sum(weight.bytes for weight in self.weights),
-        }
-        return {stream: sizes[stream] for stream in self.schedules}
+        """Bytes of one snapshot of each stream, of all processes together."""
+        return {stream: self._bytes(stream, self._samples(stream)) for stream in self.schedules}
+
+    @property
+    def bytes_in_queue(self) -> dict[str, int]:
+        """Bytes of one snapshot of each stream in the queue of one process, the first: it also writes the weights."""
+        return {stream: self._bytes(stream, math.ceil(self._samples(stream) / self.parts)) for stream in self.schedules}
+
+    @property
+    def queue_depth(self) -> dict[str, int]:
+        """Snapshots of each stream that fit the queue if nothing else is in it; empty where its size is unknown."""
+        if self.buffer_bytes is None:
+            return {}
+        return {stream: self.buffer_bytes // max(1, size) for stream, size in self.bytes_in_queue.items()}
+
+    @property
+    def write_seconds(self) -> dict[str, float]:
+        """Expected seconds of writing one snapshot of each stream, in the background, at `WRITE_BYTES_PER_SECOND`."""
+        return {stream: size / WRITE_BYTES_PER_SECOND for stream, size in self.bytes_in_queue.items()}
 
     @property
     def snapshots(self) -> dict[str, int | None]:
@@ -100,9 +140,31 @@ class Plan:
 
     @property
     def files(self) -> int | None:
-        """Data files of the whole run, one per snapshot and array; None where the number of snapshots is unknown."""
-        arrays = {"probe": len(self.sites), "weights": len(self.weights)}
-        return self._total({stream: arrays[stream] for stream in self.schedules})
+        """Data files of the whole run, one per snapshot, array and process; None where the number of snapshots is
+        unknown."""
+        kinds = 2 if self.gradients else 1
+        files = {
+            "probe": len(self.sites) * self.parts,
+            "batches": (kinds * len(self.sites) + 1) * self.parts,  # and which samples they were
+            "weights": len(self.weights),
+        }
+        return self._total({stream: files[stream] for stream in self.schedules})
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the whole run fits on the disk before compression; None where its size is unknown."""
+        return None if self.bytes_per_run is None else self.bytes_per_run <= self.free_bytes
+
+    def _samples(self, stream: str) -> int:
+        return {"probe": self.samples, "batches": (self.batch_size or 0) * self.parts}.get(stream, 0)
+
+    def _bytes(self, stream: str, samples: int) -> int:
+        if stream == "weights":
+            return sum(weight.bytes for weight in self.weights)
+        activations = samples * sum(layout.bytes_per_sample for layout in self.sites)
+        if stream == "probe":
+            return activations
+        return activations * (2 if self.gradients else 1) + 8 * samples
 
     def _total(self, per_snapshot: Mapping[str, int]) -> int | None:
         total = 0
@@ -114,101 +176,17 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the plan as plain text, 110 columns wide."""
-        from rich.console import Console
+        from dynome_recorder.plan_forms import to_text
 
-        console = Console(file=io.StringIO(), width=110, color_system=None, legacy_windows=False)
-        console.print(self)
-        text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
-        return "\n".join(line.rstrip() for line in text.splitlines())
+        return to_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield a table of sites, the totals, and what cannot be hooked."""
-        from rich.table import Table
-        from rich.text import Text
+        """Yield a table of sites, the totals, the warnings, and what cannot be hooked."""
+        from dynome_recorder.plan_forms import to_rich
 
-        table = Table(title=Text(f"Plan of {self.path}"), title_justify="left", pad_edge=False)
-        for number, name in enumerate(_HEADER):
-            table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
-        for row in self._rows():
-            table.add_row(*(Text(cell) for cell in row))
-        yield table
-        for name, value in self._facts():
-            yield Text.assemble((f"{name:<14}", "bold"), value)
-        for what, why in self.unhookable:
-            yield Text.assemble(("not recorded  ", "yellow"), f"{what}: {why}")
+        return to_rich(self)
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        from dynome_recorder.plan_forms import to_html
 
-        sites = row(_HEADER, "th") + "".join(row(cells, "td") for cells in self._rows())
-        facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in self._facts())
-        missing = "".join(f"<li>{html.escape(what)}: {html.escape(why)}</li>" for what, why in self.unhookable)
-        return f"<p>Plan of <code>{html.escape(str(self.path))}</code></p><table>{sites}</table><dl>{facts}</dl>" + (
-            f"<p>Not recorded:</p><ul>{missing}</ul>" if missing else ""
-        )
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                layout.site.name,
-                layout.site.type,
-                _shape(layout.output_shape),
-                layout.reduction or "",
-                str(layout.units),
-                layout.dtype,
-                f"{self.samples * layout.bytes_per_sample / _MEGABYTE:.3f}",
-            )
-            for layout in self.sites
-        ]
-
-    def _facts(self) -> list[tuple[str, str]]:
-        run, files = self.bytes_per_run, self.files
-        per_snapshot = self.bytes_per_snapshot
-        facts = [
-            (
-                "probe",
-                f"{self.probe}; {self.schedules['probe']}; {self.units} units,"
-                f" {_size(per_snapshot['probe'])} per snapshot",
-            )
-        ]
-        if "weights" in self.schedules:
-            count = sum(_count(weight.shape) for weight in self.weights)
-            facts.append(
-                (
-                    "weights",
-                    f"{len(self.weights)} tensors, {count:,} values; {self.schedules['weights']};"
-                    f" {_size(per_snapshot['weights'])} per snapshot",
-                )
-            )
-        length = f"{self.epochs} epochs" + (f" of {self.steps_per_epoch} steps" if self.steps_per_epoch else "")
-        if run is None or files is None:
-            facts.append(("per run", "unknown until plan(epochs=..., steps_per_epoch=...) says how long it is"))
-        else:
-            facts.append(("per run", f"{length}: {_size(run)} before compression, {files:,} data files"))
-        facts.append(
-            ("disk", f"{_size(self.free_bytes)} free" + ("; not enough" if (run or 0) > self.free_bytes else ""))
-        )
-        facts.append(("folder", "holds a recording, which is continued" if self.continues else "new"))
-        return facts
-
-
-_HEADER = ("site", "module", "output per sample", "reduction", "units", "dtype", "MB per snapshot")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "1"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
-def _size(count: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count:.0f} bytes"
+        return to_html(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,16 +12,17 @@ from dynome_recorder.capture.probe import Forward, Probe, to_device
 from dynome_recorder.capture.reductions import RecordedType, SiteLayout, layout_site
 from dynome_recorder.errors import InvalidArgumentError
 from dynome_recorder.plan import Plan, PlannedWeight
-from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.canary import time_forward, trace_model
 from dynome_recorder.tracing.isolation import device_of
 from dynome_recorder.tracing.layers import modules_by_path
 from dynome_recorder.tracing.patterns import Pattern, check_patterns, names_module, pattern_text
-from dynome_recorder.tracing.sites import Site, module_aliases, select_sites
+from dynome_recorder.tracing.sites import Site, module_aliases, select_sites, site_name
 from dynome_recorder.tracing.unhookable import list_unhookable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from dynome_recorder.capture.steps import ReductionChoice
@@ -43,8 +45,24 @@ def make_plan(
     schedules: Mapping[str, Schedule],
     epochs: int,
     steps_per_epoch: int | None,
+    batch_size: int | None = None,
+    gradients: bool = False,
+    parts: int = 1,
+    buffer_bytes: int | None = None,
+    on_full: str = "block",
+    autocast: torch.dtype | None = None,
+    measure: bool = False,
 ) -> tuple[Plan, Trace]:
     """Trace one forward pass and decide what is recorded; the arguments are those of `Recorder`.
+
+    Parameters
+    ----------
+    schedules
+        Per stream that is recorded ("probe", "batches", "weights"): when.
+    parts
+        Number of processes that share the recording.
+    measure
+        Whether to time the probe's forward pass: three more passes on its first batch.
 
     Raises
     ------
@@ -55,27 +73,56 @@ def make_plan(
     """
     from dynome_recorder.storage.format import RUN_FILE
 
-    trace = trace_model(
-        model,
-        to_device(probe.batches()[0], device_of(model)),
-        forward=forward,
-        samples=probe.rows_per_batch()[0],
-        seed=probe.seed,
-    )
+    first = to_device(probe.batches()[0], device_of(model))
+    rows = probe.rows_per_batch()
+    trace = trace_model(model, first, forward=forward, samples=rows[0], seed=probe.seed, autocast=autocast)
+    seconds = None
+    if measure:
+        seconds = time_forward(model, first, forward=forward, seed=probe.seed, autocast=autocast)
+        seconds *= sum(rows) / rows[0] / parts
+    sites = lay_out_sites(model, patterns, trace=trace, reduction=reduction, dtype=dtype)
+    chosen = {(layout.site.module, layout.site.call) for layout in sites}
     plan = Plan(
         path=path,
         continues=(path / RUN_FILE).exists(),
-        sites=lay_out_sites(model, patterns, trace=trace, reduction=reduction, dtype=dtype),
+        sites=sites,
         weights=plan_weights(model) if "weights" in schedules else (),
         samples=probe.size,
         probe=f"{probe.size} of {probe.population} samples, {'class-balanced' if probe.balanced else 'random'}",
         schedules=dict(schedules),
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        unhookable=list_unhookable(model, trace),
+        unhookable=list_unhookable(model, trace, chosen=chosen),
         free_bytes=free_disk(path),
+        notes=list_notes(sites, trace),
+        batch_size=batch_size if "batches" in schedules else None,
+        gradients=gradients,
+        parts=parts,
+        buffer_bytes=buffer_bytes,
+        on_full=on_full,
+        autocast=None if autocast is None else str(autocast).removeprefix("torch."),
+        state_bytes=sum(
+            tensor.numel() * tensor.element_size() for tensor in itertools.chain(model.parameters(), model.buffers())
+        ),
+        forward_seconds=seconds,
     )
     return plan, trace
+
+
+def list_notes(sites: Sequence[SiteLayout], trace: Trace) -> tuple[tuple[str, str], ...]:
+    """Say what a user of these sites may not expect: one tensor of several, one module called several times."""
+    calls = {(call.module, call.call): call for call in trace.calls}
+    notes: list[tuple[str, str]] = []
+    for site in (layout.site for layout in sites):
+        call = calls[site.module, site.call]
+        if site.output and len(call.recordable) == 1:
+            others = len(call.outputs) - 1
+            notes.append((site.name, f"the only tensor to record; {others} other outputs are none, see below"))
+        names = [site_name(one.module, one.call) for one in trace.calls if one.module == site.module]
+        if len(names) > 1:
+            shown = ", ".join(map(repr, names[:4])) + (", ..." if len(names) > 4 else "")
+            notes.append((site.module, f"called {len(names)} times in one pass, each call is a site: {shown}"))
+    return tuple(dict.fromkeys(notes))
 
 
 def lay_out_sites(

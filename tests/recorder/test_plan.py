@@ -11,7 +11,7 @@ from recorder_training import Convolution, LeNet, Shared, make_recorder
 from torch import nn
 
 from dynome_recorder import InvalidArgumentError, Probe, every
-from dynome_recorder.plan import _size
+from dynome_recorder.plan_forms import _size
 from dynome_recorder.planning import free_disk
 
 if TYPE_CHECKING:
