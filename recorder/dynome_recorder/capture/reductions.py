@@ -119,7 +119,7 @@ class SiteLayout:
             values = extract_output(output, self.site.output)
         except InvalidDataError as error:
             raise InvalidDataError(f"{self.site.name}: {error}") from error
-        fits = isinstance(values, torch.Tensor) and self._accepts(tuple(values.shape), samples)
+        fits = isinstance(values, torch.Tensor) and self.accepts(tuple(values.shape), samples)
         if fits and (
             dtype_name(values) == self.native_dtype
             or (any_dtype and values.is_floating_point() and dtype_name(values) in FLOAT_TYPES)
@@ -153,6 +153,16 @@ class SiteLayout:
                 values = _reduce(values, step)
         return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
+    def accepts(self, shape: tuple[int, ...], samples: int) -> bool:
+        """Whether a tensor of this shape, (sample, ...), is what was planned, up to axes that the reduction removes."""
+        if len(shape) != len(self.output_shape) + 1 or shape[0] != samples:
+            return False
+        free = self._free_axes()
+        return all(
+            length >= free[axis] if axis in free else length == planned
+            for axis, (length, planned) in enumerate(zip(shape[1:], self.output_shape, strict=True))
+        )
+
     def chosen(self, axis: Literal["units", "positions"]) -> NDArray[np.int64] | None:
         """Return which units (after the reduction before it) or positions a subset keeps, in order; None without one.
 
@@ -164,15 +174,6 @@ class SiteLayout:
             if isinstance(step, Subset) and step.axis == axis:
                 return choose_subset(step, _available(step, self.steps, self.output_shape))
         return None
-
-    def _accepts(self, shape: tuple[int, ...], samples: int) -> bool:
-        if len(shape) != len(self.output_shape) + 1 or shape[0] != samples:
-            return False
-        free = self._free_axes()
-        return all(
-            length >= free[axis] if axis in free else length == planned
-            for axis, (length, planned) in enumerate(zip(shape[1:], self.output_shape, strict=True))
-        )
 
     def _free_axes(self) -> dict[int, int]:
         """Return the axes of ``output_shape`` whose length may vary, with the least that each needs."""
