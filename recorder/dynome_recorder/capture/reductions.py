@@ -194,7 +194,7 @@ class SiteLayout:
     def _index(self, step: Subset, available: int, device: torch.device) -> torch.Tensor:
         import torch
 
-        key = (step, available, device)
+        key = (step, device)
         if key not in self._indices:
             self._indices[key] = torch.from_numpy(choose_subset(step, available)).to(device)
         return self._indices[key]
