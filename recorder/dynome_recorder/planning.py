@@ -116,8 +116,7 @@ def list_notes(sites: Sequence[SiteLayout], trace: Trace) -> tuple[tuple[str, st
     for site in (layout.site for layout in sites):
         call = calls[site.module, site.call]
         if site.output and len(call.recordable) == 1:
-            others = len(call.outputs) - 1
-            notes.append((site.name, f"the only tensor to record; {others} other outputs are none, see below"))
+            notes.append((site.name, f"the only one of {len(call.outputs)} outputs that can be recorded"))
         names = [site_name(one.module, one.call) for one in trace.calls if one.module == site.module]
         if len(names) > 1:
             shown = ", ".join(map(repr, names[:4])) + (", ..." if len(names) > 4 else "")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import pytest
 import torch
-from recorder_training import Convolution, Dropout, LeNet, Shared
+import zarr
+from recorder_training import Convolution, Dropout, LeNet, Shared, make_recorder
 from torch import nn
 from torch.nn import functional
 
-from dynome_recorder import InvalidArgumentError
+from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
 from dynome_recorder.capture.probe import call_model
-from dynome_recorder.tracing.canary import trace_model
+from dynome_recorder.tracing.canary import missing_call, time_forward, trace_model
 from dynome_recorder.tracing.sites import Site, select_sites
+from dynome_recorder.tracing.unhookable import list_unhookable
 
 IMAGES = (3, 1, 6, 6)
 
@@ -207,3 +212,196 @@ def test_names_with_an_at_sign_do_not_meet_those_of_second_calls() -> None:
             return self.last(self.acts["a@1"](self.acts["a"](self.acts["a"](x) - 1)))
 
     assert select(Model(), shape=(3, 6)) == ["acts.a", "acts.a@1", "acts.a@1@0"]
+
+
+def test_predicates_are_asked_about_every_called_module() -> None:
+    model = Convolution()
+    assert select(model, [lambda path, module: "norm" in path and module.num_features == 4]) == ["norm1", "norm2"]
+    assert select(Shared(), [lambda path, module: path == "alias"]) == ["shared", "shared@1"]
+
+    def broken(path: str, module: nn.Module) -> bool:
+        raise KeyError(path)
+
+    with pytest.raises(InvalidArgumentError, match="sites: broken failed on 'conv1' with KeyError: 'conv1'"):
+        select(model, [broken])
+    with pytest.raises(InvalidArgumentError, match="sites: <lambda> matches no module; it was false for all"):
+        select(model, [lambda path, module: False])
+
+
+class Parts(nn.Module):
+    """Two parts, each of which may be compiled or scripted."""
+
+    def __init__(self, wrap=lambda module: module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = wrap(nn.Sequential(nn.Linear(6, 5), nn.ReLU()))
+        self.blocks = nn.ModuleList([wrap(nn.Tanh())])
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.blocks[0](self.encoder(x)))
+
+
+def compile_eagerly(module: nn.Module) -> nn.Module:
+    return torch.compile(module, backend="eager")
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    model.encoder.compile(backend="eager")
+    return model
+
+
+COMPILED = {
+    "parts": lambda: Parts(compile_eagerly),
+    "whole": lambda: compile_eagerly(Parts()),
+    "both": lambda: compile_eagerly(Parts(compile_eagerly)),
+    "in place": lambda: compiled_in_place(Parts()),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_compiled_models_have_the_names_and_calls_of_plain_ones(kind: str, ran_before: bool) -> None:
+    model = COMPILED[kind]()
+    if ran_before:
+        with torch.no_grad():
+            model(torch.randn(3, 6))
+    for patterns in (None, ["*"], ["encoder"], ["encoder.0", "blocks.*"], [nn.Linear]):
+        assert sites(model, patterns, (3, 6)) == sites(Parts(), patterns, (3, 6))
+    with pytest.raises(InvalidArgumentError, match="'_orig_mod' matches no module"):
+        select(model, ["_orig_mod"], (3, 6))
+
+
+@pytest.mark.parametrize("kind", ["parts", "in place"])
+def test_a_compiled_model_is_recorded_like_the_plain_one(kind: str, tmp_path) -> None:
+    probe, stored = Probe(torch.randn(8, 6), size=8), []
+    for number, model in enumerate((Parts(), COMPILED[kind]())):
+        with torch.no_grad():
+            model(torch.randn(3, 6))
+        path = tmp_path / str(number)
+        with make_recorder(path, model, probe=probe, sites=["*"], weights=None) as recorder:
+            list(recorder.epochs(1))
+            recorder.flush()
+        store = zarr.open_group(path / "store.zarr", mode="r")
+        stored.append({name: array[:] for name, array in store["probe/sites"].members(max_depth=None) if "/" in name})
+    assert len(stored[0]) == 4
+    for name, values in stored[0].items():
+        np.testing.assert_array_equal(stored[1][name], values)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_parts_are_told_and_hide_nothing_else() -> None:
+    model = Parts(lambda module: torch.jit.script(module) if isinstance(module, nn.Sequential) else module)
+    trace = trace_model(model, torch.randn(3, 6), forward=call_model, samples=3)
+    assert dict(list_unhookable(model, trace))["encoder"] == "it is TorchScript, which takes no hooks"
+    assert "encoder.0" not in dict(list_unhookable(model, trace))
+    assert select(model, None, (3, 6)) == ["blocks.0"]
+    with pytest.raises(InvalidArgumentError, match="matches 'encoder', but it is TorchScript, which takes no hooks"):
+        select(model, ["encoder"], (3, 6))
+    with pytest.raises(InvalidArgumentError, match="it is a part of the TorchScript module 'encoder', where no hook"):
+        select(model, ["encoder.1"], (3, 6))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("script", [torch.jit.script, lambda module: torch.jit.trace(module, torch.randn(3, 6))])
+def test_a_scripted_model_is_refused(script) -> None:
+    with pytest.raises(InvalidArgumentError, match="model: it is TorchScript, whose modules take no hooks; give the"):
+        select(script(nn.Sequential(nn.Linear(6, 2))), None, (3, 6))
+
+
+class Ensemble(nn.Module):
+    """Three members that run as one by torch.func."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Sequential(nn.Linear(6, 4), nn.ReLU()) for _ in range(3))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parameters, buffers = torch.func.stack_module_state(list(self.members))
+
+        def run(parameters, buffers):
+            return torch.func.functional_call(self.members[0], (parameters, buffers), (x,))
+
+        return self.last(torch.func.vmap(run)(parameters, buffers).mean(0))
+
+
+def test_parts_inside_torch_func_are_told() -> None:
+    model = Ensemble()
+    text = r"runs inside torch.func \(vmap, grad\): its values exist only there; record around it"
+    with pytest.raises(InvalidArgumentError, match=f"no hidden activation module to record.*'members.0.1' {text}"):
+        select(model, None, (3, 6))
+    with pytest.raises(InvalidArgumentError, match=text):
+        select(model, ["members.0.0"], (3, 6))
+    assert select(model, ["*"], (3, 6)) == ["last"]
+
+
+def test_parameters_that_functional_call_replaces_keep_their_names() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, {"0.weight": torch.ones(4, 6)}, (x,))
+
+    trace = trace_model(model, torch.randn(3, 6), forward=forward, samples=3)
+    assert trace.layers[0].parameters == {"weight": "0.weight", "bias": "0.bias"}
+
+
+def test_a_pass_that_calls_no_module_is_refused_with_the_way_out() -> None:
+    other = nn.Linear(6, 2)
+    with pytest.raises(InvalidDataError, match="called no module of the model, so no hook can fire; forward="):
+        trace_model(nn.Linear(6, 2), torch.randn(3, 6), forward=lambda model, x: other(x), samples=3)
+
+
+def test_lazy_buffers_are_told() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"buffer '0.running_mean' is not initialised yet; run one"):
+        select(nn.Sequential(nn.LazyBatchNorm1d(affine=False)), None, (3, 6))
+
+
+def test_a_site_that_stops_firing_is_told_by_its_call() -> None:
+    site = Site("act@1", "act", 1, "ReLU")
+    assert missing_call(site, 1) == (
+        "act@1: the forward pass called it 1 times, planned were at least 2; sites must fire in every batch: leave out"
+        " what only some batches reach."
+    )
+    assert "no hook fires where forward= runs a compiled, exported or scripted copy" in missing_call(site, 0)
+
+
+def test_autocast_decides_the_types_and_changes_no_source() -> None:
+    model = nn.Sequential(nn.Tanh(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    batch = torch.randn(3, 6)
+    plain = trace_model(model, batch, forward=call_model, samples=3)
+    under = trace_model(model, batch, forward=call_model, samples=3, autocast=torch.bfloat16)
+    assert {call.output_dtype for call in plain.calls} == {"float32"}
+    assert [call.output_dtype for call in under.calls][:3] == ["float32", "bfloat16", "bfloat16"]
+    assert [layer.sources for layer in under.layers] == [layer.sources for layer in plain.layers]
+    assert under.weighted_sources == plain.weighted_sources
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # and the training loop's own does not reach the probe
+        inside = trace_model(model, batch, forward=call_model, samples=3)
+    assert {call.output_dtype for call in inside.calls} == {"float32"}
+
+
+def test_casts_of_a_probe_do_not_stay_in_the_cache_of_training() -> None:
+    model, batch = nn.Linear(6, 2), torch.randn(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trace_model(model, batch, forward=call_model, samples=3, autocast=torch.bfloat16)
+        time_forward(model, batch, forward=call_model, autocast=torch.bfloat16)
+        model(batch).sum().backward()
+    assert model.weight.grad is not None
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_measured_time_is_that_of_the_pass_and_nothing_changes(repeats: int) -> None:
+    model = Convolution().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    passes = []
+
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        passes.append(any(module.training for module in model.modules()))
+        time.sleep(0.02)
+        return model(x)
+
+    assert 0.02 <= time_forward(model, torch.randn(*IMAGES), forward=forward, repeats=repeats) < 2
+    assert passes == [False] * repeats
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
