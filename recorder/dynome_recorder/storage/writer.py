@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -49,6 +50,7 @@ from dynome_recorder.storage.publish import Publisher, stream_of
 from dynome_recorder.storage.run import RunDescription, layouts, normalised, run_document
 from dynome_recorder.storage.sweep import find_stale_views
 from dynome_recorder.storage.views import HEALTH_PROBLEMS, Views, build_views
+from dynome_recorder.storage.workers import Workers
 
 if TYPE_CHECKING:
     import os
@@ -125,7 +127,7 @@ class RecordingWriter:
         self._clock = clock
         self._layouts = layouts(run)
         self._publisher = Publisher(path / STORE_FOLDER, run_id=run["run_id"], layouts=self._layouts)
-        self._pool = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="dynome-writer")
+        self._workers = Workers(WRITE_THREADS)
         self._adopt(state)
         self._published_at = -float("inf")
         self._closed = False
@@ -216,6 +218,11 @@ class RecordingWriter:
         """Identity of the run."""
         return str(self._run["run_id"])
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the threads that compress and write, in seconds; not that of the thread that calls."""
+        return self._workers.cpu_seconds
+
     def commit(self, moment: Moment) -> CommitRecord:
         """Commit a moment: when this returns, it is on disk and survives a crash.
 
@@ -247,7 +254,7 @@ class RecordingWriter:
         with storage_errors(self.path), self._all_or_nothing(arrays):
             record = self._append(
                 CommitRecord(
-                    sequence=self._sequence,
+                    sequence=self.next_sequence,
                     previous=self._previous,
                     kind="moment",
                     time=float(self._clock()),
@@ -269,6 +276,10 @@ class RecordingWriter:
             self._views.append(record)
         self._tidy()
         return record
+
+    def commit_all(self, moments: Sequence[Moment]) -> list[CommitRecord]:
+        """Commit moments in order; where one fails, those before it are committed and its error is raised."""
+        return [self.commit(moment) for moment in moments]
 
     def rewind(self, epoch: int | None) -> None:
         """Go back to the end of an epoch: what was recorded after it is superseded, nothing is deleted.
@@ -298,7 +309,7 @@ class RecordingWriter:
             with self._all_or_nothing({}):
                 record = self._append(
                     CommitRecord(
-                        sequence=self._sequence,
+                        sequence=self.next_sequence,
                         previous=self._previous,
                         kind="rewind",
                         time=float(self._clock()),
@@ -337,7 +348,7 @@ class RecordingWriter:
                     self._publish()
                     self._publisher.sync()
         finally:
-            self._pool.shutdown()
+            self._workers.close()
             self._lock.release()
 
     def __enter__(self) -> Self:
@@ -356,7 +367,8 @@ class RecordingWriter:
             logger.warning("%s: could not be published while another error was on its way", self.path, exc_info=True)
 
     @property
-    def _sequence(self) -> int:
+    def next_sequence(self) -> int:
+        """Sequence number of the next record of the log."""
         return 0 if self._tail is None else self._tail.sequence + 1
 
     @property
@@ -374,7 +386,7 @@ class RecordingWriter:
         Either nothing is visible and the writer stands where it stood, or the writer refuses to go on: after a failure
         behind the rename of the record nobody can say what the disk will hold, and its files must not be touched.
         """
-        sequence = self._sequence
+        sequence = self.next_sequence
         self._broken = True
         try:
             yield
@@ -428,7 +440,7 @@ class RecordingWriter:
         # Inner chunks of all arrays are compressed side by side. They are queued before the tasks that wait for them,
         # so these can never fill the pool while what they wait for has not started.
         pieces = {
-            path: [self._pool.submit(compress, piece) for piece in self._layouts[path].pieces(array)]
+            path: [self._workers.submit(partial(compress, piece)) for piece in self._layouts[path].pieces(array)]
             for path, array in arrays.items()
         }
 
@@ -441,7 +453,7 @@ class RecordingWriter:
             sync_folder(target.parent)
             return name, (len(data), crc32(data))
 
-        futures = [self._pool.submit(write, path) for path in arrays]
+        futures = [self._workers.submit(partial(write, path)) for path in arrays]
         try:
             return dict(future.result() for future in futures)
         finally:
@@ -459,8 +471,8 @@ class RecordingWriter:
     def _tidy(self) -> None:
         """Fold and publish when it is time. Neither can lose anything, so a failure waits for the next time."""
         try:
-            if self._sequence % SEGMENT_LENGTH == 0:
-                fold_segments(self.path / COMMITS_FOLDER, length=self._sequence)
+            if self.next_sequence % SEGMENT_LENGTH == 0:
+                fold_segments(self.path / COMMITS_FOLDER, length=self.next_sequence)
             if time.monotonic() - self._published_at >= self.publish_interval:
                 self._publish()
         except OSError as error:
