@@ -290,6 +290,29 @@ def test_a_compiled_model_is_recorded_like_the_plain_one(kind: str, tmp_path) ->
         np.testing.assert_array_equal(stored[1][name], values)
 
 
+def test_tracing_and_timing_compile_nothing() -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    whole, inside = (
+        torch.compile(Parts(), backend=backend),
+        Parts(lambda module: torch.compile(module, backend=backend)),
+    )
+    in_place = Parts()
+    in_place.compile(backend=backend)
+    for model in (whole, inside, in_place):
+        for forward in (call_model, lambda _, x, model=model: model(x)):
+            trace_model(model, torch.randn(3, 6), forward=forward, samples=3)
+            time_forward(model, torch.randn(3, 6), forward=forward)
+    assert graphs == []
+    with torch.no_grad():
+        inside(torch.randn(3, 6))
+    assert len(graphs) == 2, "and training compiles as ever"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted_parts_are_told_and_hide_nothing_else() -> None:
     model = Parts(lambda module: torch.jit.script(module) if isinstance(module, nn.Sequential) else module)

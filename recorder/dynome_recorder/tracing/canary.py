@@ -134,7 +134,7 @@ def _probing(model: nn.Module, *, seed: int, autocast: torch.dtype | None) -> It
         if "torch._dynamo" in sys.modules:  # something may be compiled; nothing is where this was never imported
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if autocast is not None:
-            # Without its cache: casts that are kept from a pass without gradients would have none in training either.
+            # Without its cache, which inside the training loop's own autocast may hold casts of older weights.
             stack.enter_context(torch.autocast(device_of(model).type, dtype=autocast, cache_enabled=False))
         try:
             yield
