@@ -22,12 +22,12 @@ NOTE = f"""\
 has a process of its own; they take turns. End to end: ten snapshots back to back until the last is where the arm leaves
 it (ours and the durable arm: on disk, synced, with checksums; the others: handed to the operating system), the forward
 pass included. Blocked: the time of one snapshot in the training thread, the forward pass included, given apart in the
-last line. Peak: resident memory above the model's over 100 snapshots (fewer where they take over 15 s), and how much of
+last line. Peak: resident memory above the model's over 100 snapshots (fewer where they take over 8 s), and how much of
 it came after the first fifth. Reading: from the folder's name to the arrays of one snapshot, in the page cache; a
 checkpoint has to run the model. What is read is compared with what hooks saw, bit by bit."""
 SNAPSHOTS = 100
-REMEMBERING_SECONDS = 15.0
-ROUNDS = 6
+REMEMBERING_SECONDS = 8.0
+ROUNDS = 5
 BLOCK = 10
 READINGS = 9
 MEASURES = ("end to end", "blocked", "reading", "size", "peak", "growth")
@@ -51,27 +51,24 @@ def measure(
     images, labels, _ = pictures(samples)
     np.savez(folder / "pictures.npz", images=images, labels=labels)
     failures = {arm: "not installed" for arm in arms if not is_installed(arm)}
-    workers: dict[str, Worker] = {}
-    for number, arm in enumerate(arms):
-        if arm not in failures:
-            own = folder / str(number)
-            own.mkdir()
-            workers[arm] = Worker(arm, name, folder / "pictures.npz", own, device=device)
+    workers = {arm: Worker() for arm in arms if arm not in failures}
     found: dict[str, dict[str, list[Any]]] = {arm: {} for arm in arms}
 
     def ask(arm: str, measure: str, command: str, *arguments: object) -> None:
         if arm in failures:
             return
         try:
-            answer = workers[arm].ask(command, *arguments) if command else workers[arm].receive()
+            answer = workers[arm].ask(command, *arguments)
         except ArmError as error:
             failures[arm] = str(error)
         else:
             found[arm].setdefault(measure, []).extend(answer if isinstance(answer, list) else [answer])
 
     try:
-        for arm in arms:
-            ask(arm, "ready", "")
+        for number, arm in enumerate(arms):
+            own = folder / str(number)
+            own.mkdir()
+            ask(arm, "opened", "open", arm, name, str(folder / "pictures.npz"), str(own), device)
         for arm in arms:
             ask(arm, "memory", "remember", snapshots, REMEMBERING_SECONDS)
         for _ in range(rounds):

@@ -1,7 +1,7 @@
 """One way of recording in a process of its own, so that arms take turns but share neither memory nor patched libraries.
 
-``python -m benchmarks.recording_worker ARM MODEL PICTURES FOLDER DEVICE`` answers one JSON line per line of commands;
-`Worker` is the other end. TorchLens and nnsight change torch for the whole process: beside them no arm would be itself.
+``python -m benchmarks.recording_worker`` answers a JSON line per line of commands; `Worker` is the other end. TorchLens
+and nnsight change torch for the whole process: beside them no arm would be itself.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class ArmError(Exception):
 
 
 class Worker:
-    """An arm's process. Every command may raise `ArmError`, and none is answered after that."""
+    """A process for one arm. Every command may raise `ArmError`, and none is answered after that."""
 
-    def __init__(self, arm: str, model: str, pictures: Path, folder: Path, *, device: str) -> None:
+    def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process
         module = [sys.executable, "-m", "benchmarks.recording_worker"]
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [*module, arm, model, str(pictures), str(folder), device],
+            module,
             env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -48,20 +48,12 @@ class Worker:
         )
 
     def ask(self, command: str, *arguments: object) -> Any:
-        """Run one command of `Session` and return its answer."""
-        self.send(command, *arguments)
-        return self.receive()
-
-    def send(self, command: str, *arguments: object) -> None:
-        """Begin a command."""
+        """Run one command of the `Session` and return its answer; "open" with the session's arguments comes first."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: receive() says why
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: what it last said is told below
             self.process.stdin.write(json.dumps([command, *arguments]).encode() + b"\n")
             self.process.stdin.flush()
-
-    def receive(self) -> Any:
-        """Return the answer to the command begun last."""
-        assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
             self.stop()
             raise ArmError(f"over {PATIENCE:.0f} s")
@@ -167,16 +159,20 @@ class Session:
 
 
 def main() -> None:
-    """Answer commands until standard input ends."""
+    """Open a session on the first line, then answer a command per line until standard input ends."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # what libraries print is no answer
-        arm, model, pictures, folder, device = sys.argv[1:]
-        session = Session(arm, model, Path(pictures), Path(folder), device)
-        answers.write("true\n")
-        answers.flush()
+        from . import recording_arms  # noqa: F401  torch loads while other processes start; models wait for their turn
+
+        session = None
         for line in sys.stdin:
             command, *arguments = json.loads(line)
-            answers.write(json.dumps(getattr(session, command)(*arguments)) + "\n")
+            if session is None:
+                arm, model, pictures, folder, device = arguments
+                session, answer = Session(arm, model, Path(pictures), Path(folder), device), True
+            else:
+                answer = getattr(session, command)(*arguments)
+            answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
 
