@@ -250,6 +250,12 @@ def test_the_layer_graph_follows_tensors_through_dataclasses() -> None:
     assert [(layer.module, layer.sources) for layer in found.layers] == [("block", (-1,)), ("last", (0,))]
 
 
+def test_a_path_that_is_not_there_is_answered_with_those_that_are() -> None:
+    model = nn.Sequential(nn.Sequential(Returns(lambda x: {"hidden": x, "other": x})), Returns(lambda x: x["hidden"]))
+    with pytest.raises(InvalidArgumentError, match="'0:hiden' matches no module; did you mean '0:hidden'"):
+        select(model, "0:hiden")
+
+
 def test_names_with_a_colon_do_not_meet_those_of_outputs() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

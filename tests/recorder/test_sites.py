@@ -99,6 +99,8 @@ def test_wildcards_match_leaves_and_exact_names_match_containers() -> None:
     assert select(model, ["*"]) == ["0", "1.0", "1.1", "2"]
     assert select(model, ["1"]) == ["1"]
     assert select(model, [model[1]]) == ["1"]
+    with pytest.raises(InvalidArgumentError, match=r"'\[1\]' matches only modules that call others, such as '1'"):
+        select(model, ["[1]"])
 
 
 def test_shared_module_has_one_site_per_call_and_lists_its_other_names() -> None:
@@ -428,3 +430,15 @@ def test_the_measured_time_is_that_of_the_pass_and_nothing_changes(repeats: int)
     assert passes == [False] * repeats
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_activations_of_transformers_are_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    class GELUActivation(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.gelu(x)
+
+    model = nn.Sequential(nn.Linear(6, 4), GELUActivation(), nn.Linear(4, 2))
+    with pytest.raises(InvalidArgumentError, match="no hidden activation module"):
+        select(model, None, (3, 6))
+    monkeypatch.setattr(GELUActivation, "__module__", "transformers.activations")
+    assert select(model, None, (3, 6)) == ["1"]

@@ -123,6 +123,7 @@ class Matcher:
                     raise InvalidArgumentError(
                         f"sites: {pattern_text(pattern)} matches {where!r}, which {output.problem}."
                     )
+        self._explain_containers(pattern)
         self._explain_silence(pattern)
         return self.nothing_matches(pattern)
 
@@ -181,6 +182,19 @@ class Matcher:
             yield path
             yield f"{path}@{call.call}"
         yield call.type
+
+    def _explain_containers(self, pattern: Pattern) -> None:
+        if isinstance(pattern, str):
+            pattern = pattern.partition(":")[0] or pattern
+        if not _has_wildcard(pattern):
+            return
+        for call in self.trace.calls:
+            if not call.leaf and names_module(pattern, call.module, self.modules[call.module], self.aliases):
+                raise InvalidArgumentError(
+                    f"sites: {pattern_text(pattern)} matches only modules that call others, such as {call.module!r},"
+                    f" which a wildcard leaves out; name them in full, by class ({call.type}) or by a predicate"
+                    " (path, module) -> bool."
+                )
 
     def _explain_silence(self, pattern: Pattern) -> None:
         if isinstance(pattern, str):

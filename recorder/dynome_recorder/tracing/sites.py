@@ -28,6 +28,8 @@ __all__ = ["Pattern", "Site", "extract_output", "module_aliases", "modules_by_pa
 # Normalisations, and attention itself: torch files them under activations, but no one means them by "hidden
 # activation".
 _NOT_ACTIVATIONS = frozenset({"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"})
+# Where libraries define activations of their own, which are no subclasses of torch's.
+_ACTIVATION_LIBRARIES = frozenset({"transformers.activations", "timm.layers.activations"})
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,13 @@ def default_calls(modules: Mapping[str, nn.Module], trace: Trace) -> set[tuple[s
     An activation is the output's when its values reach the model's output without passing another layer that has a
     weight matrix, and no such layer reads it either.
     """
-    kinds = _activation_classes()
     weighted = {layer.index for layer in trace.layers if layer.has_weight_matrix}
     output = _reach(trace.output_sources, stop=weighted, trace=trace) - weighted
     hidden = _reach(trace.weighted_sources, stop=set(), trace=trace)
     return {
         (call.module, call.call)
         for call in trace.calls
-        if isinstance(modules[call.module], kinds)
+        if _is_activation(modules[call.module])
         and call.problem is None
         and not (call.layer in output and call.layer not in hidden)
     }
@@ -190,17 +191,17 @@ def _reach(start: Iterable[int], *, stop: set[int], trace: Trace) -> set[int]:
     return seen
 
 
-def _activation_classes() -> tuple[type[nn.Module], ...]:
+def _is_activation(module: nn.Module) -> bool:
     from torch.nn.modules import activation
 
-    return tuple(getattr(activation, name) for name in activation.__all__ if name not in _NOT_ACTIVATIONS)
+    kinds = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NOT_ACTIVATIONS)
+    return isinstance(module, kinds) or type(module).__module__ in _ACTIVATION_LIBRARIES
 
 
 def _no_default_text(modules: Mapping[str, nn.Module], trace: Trace) -> str:
     weighted = [repr(layer.module) for layer in trace.layers if layer.has_weight_matrix]
     called = ", ".join(sorted({use.function for use in trace.functions if use.is_activation}))
-    kinds = _activation_classes()
-    hidden = [call for call in trace.calls if call.problem is not None and isinstance(modules[call.module], kinds)]
+    hidden = [call for call in trace.calls if call.problem is not None and _is_activation(modules[call.module])]
     if hidden:
         reason = f"{hidden[0].module!r} {hidden[0].problem}"
     elif called:
