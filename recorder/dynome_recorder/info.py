@@ -8,9 +8,10 @@ from typing import Any
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.storage.format import ANALYSIS_FOLDER, STREAMS, read_sealed
+from dynome_recorder.storage.format import ANALYSIS_FOLDER, read_sealed
 from dynome_recorder.storage.manifest import Manifest, read_manifest
 from dynome_recorder.storage.publish import stream_of
+from dynome_recorder.storage.run import streams
 from dynome_recorder.storage.verify import is_in_progress
 
 __all__ = ["describe_recording"]
@@ -28,7 +29,8 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         ``path, run_id, format, created, status`` ("recording" or "idle"), ``degraded`` (when and why recording stopped
-        although training went on, or None), ``commits, last_commit, epochs, snapshots, sites, weights, metrics, health,
+        although training went on, or None), ``commits, last_commit, epochs, snapshots, skipped`` (snapshots that were
+        due and left out), ``ranks`` (numbers of processes that recorded), ``sites, weights, batches, metrics, health,
         size, model, probe, optimizer, hyperparameters, schedules, versions, analysed``.
 
     Raises
@@ -60,10 +62,17 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
                 name: state.status[stream].count(value)
                 for value, name in enumerate(("committed", "superseded", "lost"))
             }
-            for stream in STREAMS
+            for stream in streams(run)
         },
+        "skipped": {stream: sum(stream in record.skipped for record in state.records) for stream in streams(run)},
+        "ranks": sorted({record.world for record in state.records if record.kind == "moment"}),
         "sites": [_array(manifest, name, entry, stored) for name, entry in manifest.sites.items()],
         "weights": [_array(manifest, name, entry, stored) for name, entry in manifest.weights.items()],
+        "batches": [
+            _array(manifest, name, entry, stored)
+            for kind in (manifest.batches, manifest.gradients)
+            for name, entry in kind.items()
+        ],
         "metrics": {
             "epoch": _metrics(manifest.epoch_metrics(), "epoch"),
             "step": _metrics(manifest.step_metrics(), "step"),
@@ -131,7 +140,7 @@ def _health(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Return the counts of NaN, infinite and overflown activations per site over all live snapshots."""
     totals: dict[str, dict[str, int]] = {}
     for record in manifest.live:
-        for site, counts in record.health.items():
+        for site, counts in (*record.health.items(), *record.batch_health.items()):
             for problem, count in counts.items():
                 site_totals = totals.setdefault(site, {})
                 site_totals[problem] = site_totals.get(problem, 0) + count

@@ -34,7 +34,7 @@ def open_tensorstore(path):
     ("shape", "inner"), [((), ()), ((5,), (5,)), ((6, 4), (6, 4)), ((6, 4), (6, 2)), ((4, 6, 2), (2, 3, 1))]
 )
 def test_zarr_and_tensorstore_read_what_we_encode(tmp_path, dtype, shape, inner):
-    layout = BulkLayout("a/b", shape, dtype, tuple("xyz"[: len(shape)]), inner, {"name": "b"})
+    layout = BulkLayout("a/b", shape, dtype, tuple("xyz"[: len(shape)]), inner, {"name": "b"}, shape)
     rng = np.random.default_rng(0)
     snapshots = [(rng.normal(size=shape) * 50).astype(layout.stored.newbyteorder("=")) for _ in range(3)]
     snapshots[1] = np.zeros_like(snapshots[1])  # only fill values: still there
@@ -46,7 +46,7 @@ def test_zarr_and_tensorstore_read_what_we_encode(tmp_path, dtype, shape, inner)
 
 
 def test_zarr_writes_the_same_metadata_as_we_do(tmp_path):
-    layout = BulkLayout("a", (8, 6), "float32", ("sample", "unit"), (8, 3), {})
+    layout = BulkLayout("a", (8, 6), "float32", ("sample", "unit"), (8, 3), {}, (8, 6))
     write_array(tmp_path, layout, [])
     ours = json.loads((tmp_path / "a/zarr.json").read_bytes())
     theirs = zarr.open_array(tmp_path, path="a", mode="r").metadata.to_dict()

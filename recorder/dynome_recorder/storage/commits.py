@@ -9,7 +9,7 @@ cheap to list. Rule for maintainers: nothing outside this module parses or names
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynome_recorder.errors import CorruptRecordingError
@@ -17,7 +17,7 @@ from dynome_recorder.storage.files import sync_folder, write_atomically
 from dynome_recorder.storage.format import PARTIAL_SUFFIX, STREAMS, Json, seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["SEGMENT_LENGTH", "CommitRecord", "LogState", "fold_segments", "read_log", "replay_log", "write_record"]
@@ -26,12 +26,12 @@ SEGMENT_LENGTH = 64
 GENESIS = "00000000"
 """What the first record names as the checksum of the record before it."""
 
-Kind = Literal["moment", "rewind", "loss", "gap"]
+Kind = Literal["moment", "rewind", "loss", "gap", "part"]
 Status = Literal[0, 1, 2]
 COMMITTED, SUPERSEDED, GAP = 0, 1, 2
 
-_RECORD = re.compile(r"(\d{8,})\.json")
-_SEGMENT = re.compile(r"segment-(\d{8,})-(\d{8,})\.jsonl")
+_RECORD = re.compile(r"(\d{8,})(?:\.r(\d+))?\.json")
+_SEGMENT = re.compile(r"segment-(\d{8,})-(\d{8,})(?:\.r(\d+))?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class CommitRecord:
         Checksum of the record before; eight zeros in the first.
     kind
         "moment" (something was recorded), "rewind" (later moments than `keep` are superseded), "loss" (a repair found
-        the files in `lost` damaged), "gap" (stands in for a record that was lost).
+        the files in `lost` damaged), "gap" (stands in for a record that was lost), "part" (what another rank than 0
+        wrote at a moment).
+    rank
+        Which process wrote it; 0 keeps the log.
     epoch, step
         What was completed at the moment; -1 where a record has none.
     time
@@ -57,8 +60,8 @@ class CommitRecord:
         Hash of the model's parameters, or "".
     snapshots
         Index of the snapshot of each stream that has one in this commit.
-    health
-        Non-zero counts of nan, inf and overflow per site.
+    health, batch_health
+        Non-zero counts of nan, inf and overflow per site, of the probe and of the batch.
     metrics
         ``{"step": {name: {"step": [...], "value": [...]}}, "epoch": {name: value}}``; NaN and infinities as strings.
     files
@@ -69,6 +72,13 @@ class CommitRecord:
         Of a loss: the paths below ``store.zarr`` that no longer hold their data.
     replaces
         Of a gap: the checksum that the lost record had, "" when no record after it says so.
+    world
+        Number of ranks that commit the moment, each with a record of its own; 1 where nothing is said.
+    skipped
+        Streams of which a snapshot was due and left out, because the buffers were full: gaps, with no file.
+    samples
+        Samples of a recorded batch: of this rank, in a record as it is stored; of each rank, 0 for none, in the record
+        of the whole moment (`join_parts`).
     """
 
     sequence: int
@@ -82,11 +92,15 @@ class CommitRecord:
     parameters: str = ""
     snapshots: Mapping[str, int] = field(default_factory=dict)
     health: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    batch_health: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     keep: int | None = None
     lost: tuple[str, ...] = ()
     replaces: str | None = None
+    world: int = 1
+    skipped: tuple[str, ...] = ()
+    samples: tuple[int, ...] = ()
     checksum: str = ""
 
     def encode(self) -> bytes:
@@ -105,9 +119,16 @@ class CommitRecord:
                 "epoch_complete": self.epoch_complete,
                 "parameters": self.parameters,
             }
+        if self.kind == "part":
+            document |= {"epoch": self.epoch, "step": self.step}
+        if self.world != 1:
+            document["world"] = self.world
         optional: dict[str, Json] = {
+            "skipped": self.skipped,
+            "samples": self.samples,
             "snapshots": self.snapshots,
             "health": self.health,
+            "batch_health": self.batch_health,
             "metrics": self.metrics,
             "files": self.files,
             "lost": self.lost,
@@ -142,11 +163,15 @@ class CommitRecord:
                 parameters=str(document.get("parameters", "")),
                 snapshots={stream: int(index) for stream, index in document.get("snapshots", {}).items()},
                 health=document.get("health", {}),
+                batch_health=document.get("batch_health", {}),
                 metrics=document.get("metrics", {}),
                 files={name: (int(size), str(crc)) for name, (size, crc) in document.get("files", {}).items()},
                 keep=document.get("keep"),
                 lost=tuple(document.get("lost", ())),
                 replaces=document.get("replaces"),
+                world=int(document.get("world", 1)),
+                skipped=tuple(str(stream) for stream in document.get("skipped", ())),
+                samples=tuple(int(count) for count in document.get("samples", ())),
                 checksum=document["checksum"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -199,7 +224,7 @@ def replay_log(records: Iterable[CommitRecord]) -> LogState:
         damaged = {name.partition("/")[0] for name in record.files if name in lost_files} if lost_files else set()
         for stream in STREAMS:
             if stream in record.snapshots:
-                gap = record.kind == "gap" or stream in damaged
+                gap = record.kind == "gap" or stream in damaged or stream in record.skipped
                 status[stream].append(GAP if gap else SUPERSEDED if record.sequence in superseded else COMMITTED)
                 owners[stream].append(record)
     return LogState(
@@ -211,14 +236,18 @@ def replay_log(records: Iterable[CommitRecord]) -> LogState:
     )
 
 
-def record_path(folder: Path, sequence: int) -> Path:
-    """Return where the record of a sequence number is stored before it is folded."""
-    return folder / f"{sequence:08d}.json"
+def record_path(folder: Path, sequence: int, rank: int = 0) -> Path:
+    """Return where a rank's record of a sequence number is stored before it is folded."""
+    return folder / f"{sequence:08d}{_rank_suffix(rank)}.json"
 
 
-def segment_path(folder: Path, first: int, last: int) -> Path:
+def segment_path(folder: Path, first: int, last: int, rank: int = 0) -> Path:
     """Return where the records of a block are stored together."""
-    return folder / f"segment-{first:08d}-{last:08d}.jsonl"
+    return folder / f"segment-{first:08d}-{last:08d}{_rank_suffix(rank)}.jsonl"
+
+
+def _rank_suffix(rank: int) -> str:
+    return f".r{rank}" if rank else ""
 
 
 @dataclass(frozen=True)
@@ -244,10 +273,11 @@ class StoredLine:
     path: Path
 
 
-def stored_lines(folder: Path) -> list[StoredLine]:
-    """Return every stored copy of every record, in order of sequence.
+def stored_lines(folder: Path) -> dict[int, list[StoredLine]]:
+    """Return every stored copy of every record by rank, in order of sequence; rank 0 is always there.
 
-    A record that a concurrent writer folds while we read is found in its segment.
+    A record that a concurrent writer folds while we read is found in its segment. In a segment of another rank an empty
+    line stands for a record of the log at which that rank wrote nothing.
 
     Raises
     ------
@@ -255,28 +285,36 @@ def stored_lines(folder: Path) -> list[StoredLine]:
         The folder is missing.
     """
     for _attempt in range(5):
-        lines: list[StoredLine] = []
+        found: dict[int, list[StoredLine]] = {0: []}
         try:
             for path in sorted(folder.iterdir()):
                 if match := _RECORD.fullmatch(path.name):
-                    sequence = int(match.group(1))
-                    lines.append(StoredLine(sequence, sequence, sequence, path.read_bytes(), path))
+                    sequence, rank = int(match.group(1)), int(match.group(2) or 0)
+                    line = StoredLine(sequence, sequence, sequence, path.read_bytes(), path)
+                    found.setdefault(rank, []).append(line)
                 elif match := _SEGMENT.fullmatch(path.name):
-                    first, last = int(match.group(1)), int(match.group(2))
+                    first, last, rank = int(match.group(1)), int(match.group(2)), int(match.group(3) or 0)
                     pieces = [piece + b"\n" for piece in path.read_bytes().split(b"\n")]
                     if pieces[-1] == b"\n":
                         pieces.pop()
                     else:
                         pieces[-1] = pieces[-1][:-1]
                     pieces += [b""] * (last - first + 1 - len(pieces))
-                    lines += [StoredLine(first + i, first, last, piece, path) for i, piece in enumerate(pieces)]
+                    found.setdefault(rank, []).extend(
+                        StoredLine(first + i, first, last, piece, path)
+                        for i, piece in enumerate(pieces)
+                        if rank == 0 or piece != b"\n"
+                    )
         except FileNotFoundError:
             if not folder.is_dir():
                 raise CorruptRecordingError(f"{folder}: missing.") from None
             continue  # folded and deleted between listing and reading
         except NotADirectoryError:
             raise CorruptRecordingError(f"{folder}: not a folder.") from None
-        return sorted(lines, key=lambda line: (line.sequence, line.path.name))
+        return {
+            rank: sorted(lines, key=lambda line: (line.sequence, line.path.name))
+            for rank, lines in sorted(found.items())
+        }
     raise CorruptRecordingError(f"{folder}: files keep disappearing while they are read.")
 
 
@@ -298,8 +336,56 @@ def check_chain(previous: CommitRecord | None, record: CommitRecord, *, where: P
         )
 
 
+def join_parts(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> CommitRecord | None:
+    """Return the record of a whole moment, with what every rank wrote; None where a rank's part is not there.
+
+    Parameters
+    ----------
+    record
+        A record of rank 0.
+    parts
+        What other ranks have of the same sequence, by rank.
+
+    Returns
+    -------
+    CommitRecord
+        The record itself where one rank commits alone. A stream that one rank left out is left out of the whole.
+    """
+    if record.kind != "moment" or record.world == 1:
+        return record
+    if any(rank not in parts for rank in range(1, record.world)):
+        return None
+    ranks = [record, *(parts[rank] for rank in range(1, record.world))]
+    files: dict[str, tuple[int, str]] = {}
+    for part in ranks:
+        files.update(part.files)
+    # The part that stands in for a lost record has nothing of any stream.
+    skipped = {
+        stream for part in ranks for stream in (record.snapshots if part.kind == "gap" else part.skipped)
+    } & record.snapshots.keys()
+    samples = tuple(next(iter(part.samples), 0) for part in ranks)
+    return replace(
+        record,
+        files=files,
+        health=_sum_counts(part.health for part in ranks),
+        batch_health=_sum_counts(part.batch_health for part in ranks),
+        skipped=tuple(stream for stream in record.snapshots if stream in skipped),
+        samples=samples if any(samples) else (),
+    )
+
+
+def _sum_counts(counted: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for health in counted:
+        for site, counts in health.items():
+            merged = total.setdefault(site, {})
+            for problem, count in counts.items():
+                merged[problem] = merged.get(problem, 0) + count
+    return total
+
+
 def read_log(folder: Path) -> tuple[CommitRecord, ...]:
-    """Read and check the whole log.
+    """Read and check the committed log: as far as every rank has committed.
 
     Parameters
     ----------
@@ -309,31 +395,49 @@ def read_log(folder: Path) -> tuple[CommitRecord, ...]:
     Returns
     -------
     tuple of CommitRecord
-        Records 0, 1, 2, ... in order.
+        Records 0, 1, 2, ... in order, each of the whole moment (`join_parts`).
 
     Raises
     ------
     CorruptRecordingError
         A record is missing, damaged, or does not follow the one before it. The message names the file.
     """
+    stored = stored_lines(folder)
+    parts = {rank: _read_chain(folder, lines, rank) for rank, lines in stored.items() if rank}
+    log = _read_chain(folder, stored[0], 0)
     records: list[CommitRecord] = []
+    for sequence, record in log.items():
+        whole = join_parts(record, {rank: chain[sequence] for rank, chain in parts.items() if sequence in chain})
+        if whole is None:
+            break  # not committed by all ranks yet, nor is anything after it
+        records.append(whole)
+    return tuple(records)
+
+
+def _read_chain(folder: Path, lines: Sequence[StoredLine], rank: int) -> dict[int, CommitRecord]:
+    """Return one rank's records by sequence, checked; only rank 0's have no holes."""
+    records: dict[int, CommitRecord] = {}
+    previous: CommitRecord | None = None
     copy = b""
-    for line in stored_lines(folder):
-        if records and line.sequence == records[-1].sequence:
+    for line in lines:
+        if previous is not None and line.sequence == previous.sequence:
             if line.data != copy:
                 raise CorruptRecordingError(f"{line.path}: two different copies of record {line.sequence} exist.")
             continue
-        if line.sequence != len(records):
+        if rank == 0 and line.sequence != len(records):
             raise CorruptRecordingError(f"{record_path(folder, len(records))}: missing.")
         record = CommitRecord.decode(line.data, where=line.path)
-        if record.sequence != line.sequence:
-            raise CorruptRecordingError(f"{line.path}: holds record {record.sequence} in place of {line.sequence}.")
-        if record.kind not in get_args(Kind):
+        if (record.sequence, record.rank) != (line.sequence, rank):
+            raise CorruptRecordingError(
+                f"{line.path}: holds record {record.sequence} in place of {line.sequence}"
+                + (f", of rank {record.rank} in place of {rank}." if record.rank != rank else ".")
+            )
+        if record.kind not in get_args(Kind) or (rank == 0) == (record.kind == "part"):
             raise CorruptRecordingError(f"{line.path}: unknown kind of record {record.kind!r}.")
-        check_chain(records[-1] if records else None, record, where=line.path)
-        records.append(record)
+        check_chain(previous, record, where=line.path)
+        records[record.sequence] = previous = record
         copy = line.data
-    return tuple(records)
+    return records
 
 
 def write_record(folder: Path, record: CommitRecord) -> CommitRecord:
@@ -345,28 +449,43 @@ def write_record(folder: Path, record: CommitRecord) -> CommitRecord:
         The disk is full, read-only or failed.
     """
     data = record.encode()
-    path = record_path(folder, record.sequence)
+    path = record_path(folder, record.sequence, record.rank)
     write_atomically(path, data, sync=True)
     return CommitRecord.decode(data, where=path)
 
 
-def fold_segments(folder: Path, *, length: int) -> None:
+def fold_segments(folder: Path, *, length: int, rank: int = 0) -> None:
     """Fold every whole block of the first `length` records into one segment, and delete the single files it covers.
 
-    A crash in between leaves both, equal; folding again finishes the work.
+    A crash in between leaves both, equal; folding again finishes the work. Of a rank above 0 a block may have holes.
     """
-    singles = {int(match.group(1)): path for path in folder.iterdir() if (match := _RECORD.fullmatch(path.name))}
+    singles = _single_records(folder, rank)
     if not singles:
         return
     for first in range(min(singles) // SEGMENT_LENGTH * SEGMENT_LENGTH, length - SEGMENT_LENGTH + 1, SEGMENT_LENGTH):
         block = range(first, first + SEGMENT_LENGTH)
-        segment = segment_path(folder, block[0], block[-1])
-        if not segment.exists() and all(sequence in singles for sequence in block):
-            write_atomically(segment, b"".join(singles[sequence].read_bytes() for sequence in block), sync=True)
+        segment = segment_path(folder, block[0], block[-1], rank)
+        held = [singles[sequence] for sequence in block if sequence in singles]
+        if held and not segment.exists() and (rank or len(held) == SEGMENT_LENGTH):
+            lines = [singles[sequence].read_bytes() if sequence in singles else b"\n" for sequence in block]
+            write_atomically(segment, b"".join(lines), sync=True)
         if segment.exists():
-            for sequence in block:
-                if sequence in singles:
-                    singles[sequence].unlink()
+            for path in held:
+                path.unlink()
+
+
+def uncommitted_records(folder: Path, length: int) -> list[Path]:
+    """Return the files of records that not all ranks committed: those behind the `length` that `read_log` returns."""
+    paths = [path for path in folder.iterdir() if (match := _RECORD.fullmatch(path.name)) and int(match[1]) >= length]
+    return sorted(paths, reverse=True)
+
+
+def _single_records(folder: Path, rank: int) -> dict[int, Path]:
+    return {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := _RECORD.fullmatch(path.name)) and int(match[2] or 0) == rank
+    }
 
 
 def sweep_partial(folder: Path) -> None:

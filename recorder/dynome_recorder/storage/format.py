@@ -43,7 +43,7 @@ Json: TypeAlias = Any
 """Anything that JSON holds: None, bool, int, float, str, a list or a mapping with string keys of these."""
 
 FORMAT_NAME = "dynome-recording"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 RUN_FILE = "run.json"
 COMMITS_FOLDER = "commits"
@@ -53,7 +53,8 @@ QUARANTINE_FOLDER = "quarantine"
 LOCK_FILE = "recorder.lock"
 PARTIAL_SUFFIX = ".partial"
 
-STREAMS: tuple[str, ...] = ("probe", "weights")
+STREAMS: tuple[str, ...] = ("probe", "weights", "batches")
+"""Every stream that the format knows; a recording shows the first two, and batches where it records them."""
 
 DTYPES = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]

@@ -58,12 +58,16 @@ class ArraySpec:
         Names of the axes of `shape`, all different.
     attributes
         Anything else that describes it; stored with the array.
+    rows
+        Rows of the first axis in one file, where a snapshot is cut into parts that different ranks write; None: one
+        file has all. The last part may be shorter.
     """
 
     shape: tuple[int, ...]
     dtype: str
     dimensions: tuple[str, ...]
     attributes: Mapping[str, Json] = field(default_factory=dict)
+    rows: int | None = None
 
     def check(self, name: str) -> None:
         """Raise InvalidArgumentError, naming `name`, unless the spec can be stored."""
@@ -75,11 +79,13 @@ class ArraySpec:
                 f"{name}: dimensions {self.dimensions} must name the {len(self.shape)} axes of {self.shape}, each "
                 'differently, and none "snapshot".'
             )
+        if self.rows is not None and not (self.shape and 1 <= self.rows <= self.shape[0]):
+            raise InvalidArgumentError(f"{name}: parts of {self.rows} rows do not fit its shape {self.shape}.")
 
 
 @dataclass(frozen=True)
 class BulkLayout:
-    """Layout of an array whose every snapshot is one immutable file.
+    """Layout of an array whose every snapshot is one immutable file, or one for each of its parts.
 
     Attributes
     ----------
@@ -92,9 +98,11 @@ class BulkLayout:
     dimensions
         Names of the axes of `shape`.
     inner
-        Shape of an inner chunk, without the snapshot axis. Equal to `shape` where the file is one chunk and no shard.
+        Shape of an inner chunk, without the snapshot axis. Equal to `chunk` where the file is one chunk and no shard.
     attributes
         Attributes of the array.
+    chunk
+        Shape of one file. It cuts the first axis of `shape` into parts; what the last one has beyond `shape` is fill.
     """
 
     path: str
@@ -103,11 +111,36 @@ class BulkLayout:
     dimensions: tuple[str, ...]
     inner: tuple[int, ...]
     attributes: Mapping[str, Json]
+    chunk: tuple[int, ...]
+
+    @property
+    def parts(self) -> int:
+        """Number of files of one snapshot."""
+        return -(-self.shape[0] // self.chunk[0]) if self.shape else 1
+
+    def part_shape(self, part: int) -> tuple[int, ...]:
+        """Return the shape of a part without its fill: shorter than `chunk` at the end of the axis."""
+        if not self.shape:
+            return ()
+        return (min(self.chunk[0], self.shape[0] - part * self.chunk[0]), *self.shape[1:])
 
     @property
     def stored(self) -> np.dtype[Any]:
         """Dtype on disk, little-endian."""
         return np.dtype(storage_dtype(self.dtype)).newbyteorder("<")
+
+    @property
+    def fill_value(self) -> Json:
+        """Fill value as ``zarr.json`` has it; the attribute ``fill`` overrides what the dtype says."""
+        return self.attributes.get("fill", _fill_value(self.dtype))
+
+    @property
+    def fill(self) -> Any:
+        """Fill value as numpy has it."""
+        value = self.fill_value
+        if isinstance(value, list):
+            return complex(*(float(part) for part in value))
+        return float(value) if isinstance(value, str) else value
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +154,7 @@ class BulkLayout:
             {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
             {"name": "crc32c"},
         ]
-        if self.inner != self.shape:
+        if self.inner != self.chunk:
             index_codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
             sharding = {
                 "chunk_shape": [1, *self.inner],
@@ -132,44 +165,54 @@ class BulkLayout:
             codecs = [{"name": "sharding_indexed", "configuration": sharding}]
         return array_document(
             shape=(length, *self.shape),
-            chunk=(1, *self.shape),
+            chunk=(1, *self.chunk),
             data_type=self.stored.name,
-            fill_value=_fill_value(self.dtype),
+            fill_value=self.fill_value,
             codecs=codecs,
             dimensions=("snapshot", *self.dimensions),
             attributes=self.attributes,
         )
 
-    def file(self, index: int) -> str:
-        """Return the path below ``store.zarr`` of the file of one snapshot."""
-        return f"{self.path}/{chunk_name((index, *(0 for _ in self.shape)))}"
+    def file(self, index: int, part: int = 0) -> str:
+        """Return the path below ``store.zarr`` of the file of one part of a snapshot."""
+        return f"{self.path}/{chunk_name((index, *(part if axis == 0 else 0 for axis in range(len(self.shape)))))}"
+
+    def files(self, index: int) -> list[str]:
+        """Return the paths below ``store.zarr`` of all files of a snapshot."""
+        return [self.file(index, part) for part in range(self.parts)]
 
     def pieces(self, data: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Yield the inner chunks of a snapshot in C order, as views; each can be compressed by itself.
+        """Yield the inner chunks of one part of a snapshot in C order, as views; each can be compressed by itself.
 
         Parameters
         ----------
         data
-            Array of :attr:`shape` in the dtype on disk (bfloat16: uint16 bit patterns).
+            The part in the dtype on disk (bfloat16: uint16 bit patterns), shape `chunk` or shorter along its first
+            axis; the rest is filled.
         """
-        array = np.asarray(data, dtype=self.stored).reshape(self.shape)
-        ranges = [range(0, length, step) for length, step in zip(self.shape, self.inner, strict=True)]
+        array = np.asarray(data, dtype=self.stored)
+        if self.chunk and len(array) < self.chunk[0]:
+            whole = np.full(self.chunk, self.fill, dtype=self.stored)
+            whole[: len(array)] = array
+            array = whole
+        array = array.reshape(self.chunk)
+        ranges = [range(0, length, step) for length, step in zip(self.chunk, self.inner, strict=True)]
         for starts in itertools.product(*ranges):
             yield array[tuple(slice(start, start + step) for start, step in zip(starts, self.inner, strict=True))]
 
     def assemble(self, compressed: Sequence[bytes]) -> bytes:
-        """Return the bytes of the file that stores one snapshot, from its compressed inner chunks in C order.
+        """Return the bytes of the file that stores one part, from its compressed inner chunks in C order.
 
         Every inner chunk is there, also one of fill values only: what is there must never look like what is missing.
         """
-        if self.inner == self.shape:
+        if self.inner == self.chunk:
             return compressed[0]
         ends = np.cumsum([len(piece) for piece in compressed])
         table = np.stack([ends - [len(piece) for piece in compressed], np.diff(ends, prepend=0)], axis=1)
         return b"".join([*compressed, _with_crc(table.astype("<u8").tobytes())])
 
     def encode(self, data: NDArray[Any]) -> bytes:
-        """Return the bytes of the file that stores one snapshot, made in this thread."""
+        """Return the bytes of the file that stores one part of a snapshot, made in this thread."""
         return self.assemble([compress(piece) for piece in self.pieces(data)])
 
 
@@ -245,17 +288,19 @@ class ViewLayout:
 def bulk_layout(path: str, spec: ArraySpec, attributes: Mapping[str, Json]) -> BulkLayout:
     """Choose the layout of an array from what it holds.
 
-    One file per snapshot. It is a single chunk up to 2 MiB, else a shard of inner chunks near 1 MiB whose shape divides
-    the array's exactly: cut along the last axis (units), and along others only where that is not enough.
+    One file per part of a snapshot. It is a single chunk up to 2 MiB, else a shard of inner chunks near 1 MiB whose
+    shape divides the part's exactly: cut along the last axis (units), and along others only where that is not enough.
     """
     itemsize = np.dtype(storage_dtype(spec.dtype)).itemsize
+    chunk = spec.shape if spec.rows is None else (spec.rows, *spec.shape[1:])
     return BulkLayout(
         path=path,
         shape=spec.shape,
         dtype=spec.dtype,
         dimensions=spec.dimensions,
-        inner=inner_chunk(spec.shape, itemsize),
+        inner=inner_chunk(chunk, itemsize),
         attributes={**spec.attributes, **attributes, "logical_dtype": spec.dtype},
+        chunk=chunk,
     )
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import CommitRecord, StoredLine, check_chain, record_path, stored_lines
+from dynome_recorder.storage.commits import (
+    CommitRecord,
+    StoredLine,
+    check_chain,
+    join_parts,
+    record_path,
+    stored_lines,
+    uncommitted_records,
+)
 from dynome_recorder.storage.format import COMMITS_FOLDER, PARTIAL_SUFFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Finding", "LogScan", "problem_of", "scan_log"]
@@ -47,9 +56,17 @@ class LogScan:
     lines
         A good copy of each record that has one, by sequence.
     records
-        The same, decoded.
+        The same, decoded; each of the whole moment, as far as other ranks' records can be read.
     missing
         Sequences that must exist and have no good copy, in order.
+    part_lines
+        A good copy of each record of another rank, by rank and sequence.
+    parts
+        The same, decoded.
+    missing_parts
+        Rank and sequence of records of other ranks that must exist and have no good copy.
+    length
+        Where the committed log ends: what is behind it, not all ranks committed.
     damaged
         Files of the log that hold at least one bad copy.
     findings
@@ -59,6 +76,10 @@ class LogScan:
     lines: dict[int, StoredLine] = field(default_factory=dict)
     records: dict[int, CommitRecord] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    part_lines: dict[int, dict[int, StoredLine]] = field(default_factory=dict)
+    parts: dict[int, dict[int, CommitRecord]] = field(default_factory=dict)
+    missing_parts: list[tuple[int, int]] = field(default_factory=list)
+    length: int = 0
     damaged: list[Path] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -71,56 +92,126 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
     """
     commits = folder / COMMITS_FOLDER
     scan = LogScan()
+    try:
+        stored = stored_lines(commits)
+    except CorruptRecordingError as error:
+        scan.findings.append(Finding(COMMITS_FOLDER, problem_of(error, commits)))
+        stored = {0: []}
+    last = max([-1 if published is None else published[0], *(line.last for line in stored[0])])
+    scan.lines, scan.records = _good_records(folder, scan, stored[0], 0)
+    for rank, lines in stored.items():
+        if rank:
+            scan.part_lines[rank], scan.parts[rank] = _good_records(folder, scan, lines, rank)
+    for sequence in range(last + 1):
+        if sequence not in scan.records:
+            scan.missing.append(sequence)
+            path = record_path(commits, sequence).relative_to(folder)
+            scan.findings.append(Finding(str(path), f"record {sequence} is lost"))
+    _check_chain(folder, scan, scan.lines, scan.records, adjacent=True)
+    for rank, records in scan.parts.items():
+        _check_chain(folder, scan, scan.part_lines[rank], records, adjacent=False)
+    if published is not None and published[0] in scan.records:
+        record = scan.records[published[0]]
+        if published[1] not in (record.checksum, record.replaces):
+            problem = f"record {record.sequence} is not the one that the store was published after"
+            scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
+    _join(folder, scan, last, -1 if published is None else published[0])
+    for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
+        scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
+    return scan
+
+
+def _good_records(
+    folder: Path, scan: LogScan, lines: Sequence[StoredLine], rank: int
+) -> tuple[dict[int, StoredLine], dict[int, CommitRecord]]:
+    """Return a good copy of each of one rank's records, as stored and decoded; note what is damaged."""
+    kept: dict[int, StoredLine] = {}
+    records: dict[int, CommitRecord] = {}
 
     def damaged(path: Path, problem: str) -> None:
         if path not in scan.damaged:
             scan.damaged.append(path)
             scan.findings.append(Finding(str(path.relative_to(folder)), problem))
 
-    last = -1 if published is None else published[0]
-    try:
-        lines = stored_lines(commits)
-    except CorruptRecordingError as error:
-        scan.findings.append(Finding(COMMITS_FOLDER, problem_of(error, commits)))
-        lines = []
     for line in lines:
-        last = max(last, line.last)
         try:
             record = CommitRecord.decode(line.data, where=line.path)
         except CorruptRecordingError as error:
             damaged(line.path, problem_of(error, line.path))
             continue
-        if not line.first <= record.sequence <= line.last:
-            damaged(line.path, f"holds record {record.sequence}, which belongs elsewhere")
-        elif record.sequence not in scan.lines:
-            scan.lines[record.sequence], scan.records[record.sequence] = line, record
-        elif scan.lines[record.sequence].data != line.data:
-            damaged(line.path, f"holds another record {record.sequence} than {scan.lines[record.sequence].path.name}")
-        elif line.path != scan.lines[record.sequence].path:
+        if not line.first <= record.sequence <= line.last or record.rank != rank:
+            damaged(line.path, f"holds record {record.sequence} of rank {record.rank}, which belongs elsewhere")
+        elif record.sequence not in kept:
+            kept[record.sequence], records[record.sequence] = line, record
+        elif kept[record.sequence].data != line.data:
+            damaged(line.path, f"holds another record {record.sequence} than {kept[record.sequence].path.name}")
+        elif line.path != kept[record.sequence].path:
             # Names of single records sort before those of segments.
-            single = min(line.path, scan.lines[record.sequence].path)
+            single = min(line.path, kept[record.sequence].path)
             problem = "folded into a segment, not deleted yet"
             scan.findings.append(Finding(str(single.relative_to(folder)), problem, "harmless"))
-    for sequence in range(last + 1):
-        if sequence not in scan.records:
-            scan.missing.append(sequence)
-            path = record_path(commits, sequence).relative_to(folder)
-            scan.findings.append(Finding(str(path), f"record {sequence} is lost"))
-    for sequence in range(1, last + 1):
-        if sequence in scan.records and sequence - 1 in scan.records:
-            path = scan.lines[sequence].path
+    return kept, records
+
+
+def _check_chain(
+    folder: Path,
+    scan: LogScan,
+    lines: Mapping[int, StoredLine],
+    records: Mapping[int, CommitRecord],
+    *,
+    adjacent: bool,
+) -> None:
+    """Note where a record does not follow the one before it; of ranks above 0 only where none of theirs is lost."""
+    damaged = {path for path in scan.damaged if path in {line.path for line in lines.values()}}
+    previous: CommitRecord | None = None
+    for sequence in sorted(records):
+        record = records[sequence]
+        follows = previous is not None and (previous.sequence == sequence - 1 or not adjacent)
+        if previous is not None and follows and (adjacent or not damaged):
             try:
-                check_chain(scan.records[sequence - 1], scan.records[sequence], where=path)
+                check_chain(previous, record, where=lines[sequence].path)
             except CorruptRecordingError as error:
-                scan.findings.append(Finding(str(path.relative_to(folder)), problem_of(error, path), repairable=False))
-    if published is not None and published[0] in scan.records:
-        record = scan.records[published[0]]
-        if published[1] not in (record.checksum, record.replaces):
-            problem = f"record {record.sequence} is not the one that the store was published after"
-            scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
-    for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
-        scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
-    return scan
+                path = lines[sequence].path
+                # Of another rank this is a record that is gone: which one, the log of rank 0 says.
+                scan.findings.append(
+                    Finding(str(path.relative_to(folder)), problem_of(error, path), repairable=not adjacent)
+                )
+        previous = record
+
+
+def _join(folder: Path, scan: LogScan, last: int, published: int) -> None:
+    """Join the ranks' records, find what is lost of other ranks, and where the committed log ends."""
+    scan.length = last + 1
+    for sequence in sorted(scan.records):
+        record = scan.records[sequence]
+        parts = {rank: chain[sequence] for rank, chain in scan.parts.items() if sequence in chain}
+        whole = join_parts(record, parts)
+        if whole is None:
+            lost = [rank for rank in range(1, record.world) if rank not in parts]
+            is_damage = sequence <= published or any(_reaches(scan, rank, sequence) for rank in lost)
+            if not is_damage:
+                scan.length = sequence
+                break
+            for rank in lost:
+                path = record_path(folder / COMMITS_FOLDER, sequence, rank).relative_to(folder)
+                scan.missing_parts.append((rank, sequence))
+                scan.findings.append(Finding(str(path), f"record {sequence} of rank {rank} is lost"))
+            whole = replace(record, skipped=tuple(record.snapshots), files=_files_of(record, parts))
+        scan.records[sequence] = whole
+    for path in uncommitted_records(folder / COMMITS_FOLDER, scan.length) if scan.length <= last else ():
+        scan.findings.append(Finding(str(path.relative_to(folder)), "not committed by all ranks", "harmless"))
+    for sequence in [number for number in scan.records if number >= scan.length]:
+        del scan.records[sequence], scan.lines[sequence]
+    scan.missing = [sequence for sequence in scan.missing if sequence < scan.length]
+
+
+def _reaches(scan: LogScan, rank: int, sequence: int) -> bool:
+    """Return whether a rank has committed later moments: what it lacks before them is lost, not still to come."""
+    return any(later > sequence for later in scan.parts.get(rank, ()))
+
+
+def _files_of(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> dict[str, tuple[int, str]]:
+    return {name: entry for part in (record, *parts.values()) for name, entry in part.files.items()}
 
 
 def problem_of(error: CorruptRecordingError, path: Path) -> str:

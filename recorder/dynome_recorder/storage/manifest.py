@@ -14,7 +14,7 @@ from dynome_recorder.storage.commits import COMMITTED, CommitRecord, LogState, r
 from dynome_recorder.storage.files import check_file
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
 from dynome_recorder.storage.publish import check_published, read_published, stream_of
-from dynome_recorder.storage.run import layouts, read_run
+from dynome_recorder.storage.run import layouts, parts, read_run
 
 if TYPE_CHECKING:
     import os
@@ -77,6 +77,27 @@ class Manifest:
         """Per recorded parameter: path, shape, dtype, dimensions, attributes. Empty where no weights were recorded."""
         return dict(self.run["fingerprint"]["weights"])
 
+    @property
+    def batches(self) -> dict[str, dict[str, Json]]:
+        """Per site that is recorded of training batches: the same. Empty where batches were not recorded."""
+        return dict(self.run["fingerprint"].get("batches", {}))
+
+    @property
+    def gradients(self) -> dict[str, dict[str, Json]]:
+        """Per site whose gradient is recorded of training batches: the same."""
+        return dict(self.run["fingerprint"].get("gradients", {}))
+
+    def batch_rows(self, record: CommitRecord) -> NDArray[np.bool_]:
+        """Return which samples of a recorded batch are there, shape (sample,): a smaller batch fills less than all.
+
+        Samples of one rank lie together; those of the next begin at the next multiple of the batch size.
+        """
+        size = int(self.run["fingerprint"].get("batch_size", 0))
+        there = np.zeros(size * parts(self.run), dtype=np.bool_)
+        for part, samples in enumerate(record.samples):
+            there[part * size : part * size + samples] = True
+        return there
+
     @cached_property
     def layouts(self) -> dict[str, BulkLayout]:
         """Layout of every bulk array, by path below ``store.zarr``."""
@@ -88,7 +109,7 @@ class Manifest:
         Parameters
         ----------
         stream
-            "probe" or "weights".
+            "probe", "weights" or "batches".
         """
         if stream not in self.state.status:
             raise InvalidArgumentError(f"stream {stream!r} is unknown; use one of {', '.join(self.state.status)}.")
@@ -96,7 +117,7 @@ class Manifest:
         return tuple((owners[index], index) for index, value in enumerate(status) if value == COMMITTED)
 
     def gaps(self, stream: str) -> tuple[int, ...]:
-        """Return the indices of the snapshots of a stream that were committed and then lost."""
+        """Return the indices of the snapshots of a stream that were due and left out, or committed and then lost."""
         return tuple(index for index, value in enumerate(self.state.status[stream]) if value == 2)
 
     def array(self, path: str) -> CommittedArray:
@@ -238,13 +259,20 @@ def check_fit(folder: Path, run: Mapping[str, Json], state: LogState) -> None:
             if index != counts.get(stream, 0):
                 raise CorruptRecordingError(f"{where} has {stream} snapshot {index}, not {counts.get(stream, 0)}.")
             counts[stream] = index + 1
-            if record.kind == "moment":
-                expected |= {layout.file(index) for path, layout in arrays.items() if stream_of(path) == stream}
+            if record.kind == "moment" and stream not in record.skipped:
+                expected |= {
+                    layout.file(index, part)
+                    for path, layout in arrays.items()
+                    if stream_of(path) == stream
+                    for part in range(layout.parts)
+                    # A rank without samples has no file; the one rank of a session without others has part 0.
+                    if stream != "batches" or (part < len(record.samples) and record.samples[part])
+                }
         if any(".." in name.split("/") or name.startswith("/") for name in record.files):
             raise CorruptRecordingError(f"{where} names a file outside the store.")
         # Files of a stream that only a newer minor version knows are its own matter.
         known = {name for name in record.files if stream_of(name) in state.status}
         if known != expected:
             raise CorruptRecordingError(f"{where} does not fit run.json ({sorted(known ^ expected)[0]}).")
-        if unknown := record.health.keys() - sites.keys():
+        if unknown := (record.health.keys() | record.batch_health.keys()) - sites.keys():
             raise CorruptRecordingError(f"{where} does not fit run.json (site {sorted(unknown)[0]!r}).")

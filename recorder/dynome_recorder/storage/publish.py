@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.storage.files import sync_folder, write_atomically
-from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json, encode_json
+from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, encode_json
 from dynome_recorder.storage.layout import BulkLayout, check_node, group_document, node_bytes, seal_node
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def node_documents(
     documents: dict[str, dict[str, Json]] = {}
     arrays = {path: layout.document(lengths[stream_of(path)]) for path, layout in layouts.items()}
     arrays |= {path: column.layout.document(len(column)) for path, column in views.columns.items()}
-    groups = {*STREAMS, "probe/sites", "metrics", *(path.rpartition("/")[0] for path in arrays)}
+    groups = {*views.streams, "probe/sites", "metrics", *(path.rpartition("/")[0] for path in arrays)}
+    groups |= {"batches/sites"} if "batches" in views.streams else set()
     for path in sorted({*groups, *arrays}):
         documents[path] = arrays[path] if path in arrays else group_document({"element": "group"})
     return documents

@@ -79,7 +79,7 @@ def _repair(folder: Path, run: Mapping[str, Json], *, deep: bool) -> list[str]:
     state, lost = record_losses(folder, state, deep=deep)
     repairs += [f"{name}: damaged or missing, its snapshot is recorded as lost" for name in lost]
 
-    views = build_views(list(run["fingerprint"]["sites"]), state)
+    views = build_views(run, state)
     for path in find_stale_views(folder / STORE_FOLDER, views):
         path.unlink()
     publisher = Publisher(folder / STORE_FOLDER, run_id=run["run_id"], layouts=layouts(run))

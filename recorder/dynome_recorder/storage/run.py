@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dynome_recorder.errors import CorruptRecordingError, FingerprintError, RecordingNotFoundError
+from dynome_recorder.errors import CorruptRecordingError, FingerprintError, InvalidArgumentError, RecordingNotFoundError
 from dynome_recorder.storage.format import (
     COMMITS_FOLDER,
     FORMAT_NAME,
     FORMAT_VERSION,
     RUN_FILE,
+    STREAMS,
     Json,
     check_version,
     encode_component,
@@ -26,16 +27,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["RunDescription", "check_fingerprint", "layouts", "read_run", "run_document"]
+__all__ = ["RunDescription", "check_fingerprint", "layouts", "parts", "read_run", "run_document", "streams"]
 
 # What run.json says is joined to paths: nothing in it may lead out of the store.
-_ARRAY_PATH = re.compile(r"probe/sites/(?!\.{1,2}/)[^/\\]+/activation|weights/(?!\.{1,2}/)[^/\\]+/weight")
+_ARRAY_PATH = re.compile(
+    r"probe/sites/(?!\.{1,2}/)[^/\\]+/activation|weights/(?!\.{1,2}/)[^/\\]+/weight|batches/sample_id"
+    r"|batches/sites/(?!\.{1,2}/)[^/\\]+/(activation|gradient)"
+)
 
 # Near the top of run.json, readable also where the rest is damaged or of another version.
 _DECLARED_VERSION = re.compile(rb'"version": "([0-9]+\.[0-9]+)"')
 _PEEKED_BYTES = 200
 
 RESERVED_PARAMETERS = frozenset({"epoch", "step", "time", "status"})
+SAMPLE_ID = "sample_id"
+
+# Kinds of arrays in ``fingerprint``: where they lie, and which names are taken there. The last two came with 1.1.
+_KINDS: tuple[tuple[str, str, str, frozenset[str]], ...] = (
+    ("sites", "probe/sites", "activation", frozenset()),
+    ("weights", "weights", "weight", RESERVED_PARAMETERS),
+    ("batches", "batches/sites", "activation", frozenset()),
+    ("gradients", "batches/sites", "gradient", frozenset()),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,12 @@ class RunDescription:
         What is recorded at each site, in the order of the model's calls.
     weights
         What is recorded of each parameter; empty where no weights are recorded.
+    batches, gradients
+        What is recorded at each site of a training batch; empty where batches, or gradients, are not recorded.
+    batch_size
+        Samples of a training batch on one rank, at most; None without batches.
+    parts
+        Into how many parts the samples of a snapshot are cut, one per rank of the first session.
     probe
         Hash, size and seed of the probe, whatever makes two probes the same.
     model
@@ -64,6 +83,10 @@ class RunDescription:
 
     sites: Mapping[str, ArraySpec]
     weights: Mapping[str, ArraySpec] = field(default_factory=dict)
+    batches: Mapping[str, ArraySpec] = field(default_factory=dict)
+    gradients: Mapping[str, ArraySpec] = field(default_factory=dict)
+    batch_size: int | None = None
+    parts: int = 1
     probe: Mapping[str, Json] = field(default_factory=dict)
     model: Mapping[str, Json] = field(default_factory=dict)
     optimizer: Mapping[str, Json] | None = None
@@ -80,38 +103,51 @@ def run_document(description: RunDescription, *, run_id: str, created: float) ->
     InvalidArgumentError
         A name, shape or dtype cannot be stored.
     """
-    entries: dict[str, dict[str, Json]] = {"sites": {}, "weights": {}}
-    for kind, prefix, leaf, reserved in (
-        ("sites", "probe/sites", "activation", frozenset[str]()),
-        ("weights", "weights", "weight", RESERVED_PARAMETERS),
-    ):
+    entries: dict[str, dict[str, Json]] = {}
+    for kind, prefix, leaf, reserved in _KINDS:
         specs: Mapping[str, ArraySpec] = getattr(description, kind)
-        for name, spec in specs.items():
-            spec.check(name)
-            layout = bulk_layout(
-                f"{prefix}/{encode_component(name, reserved=reserved)}/{leaf}",
-                spec,
-                {"element": "bulk", "name": name},
-            )
-            entries[kind][name] = {
-                "path": layout.path,
-                "shape": list(layout.shape),
-                "dtype": layout.dtype,
-                "dimensions": list(layout.dimensions),
-                "inner": list(layout.inner),
-                "attributes": dict(spec.attributes),
+        if specs or kind in ("sites", "weights"):
+            entries[kind] = {
+                name: _entry(name, spec, f"{prefix}/{encode_component(name, reserved=reserved)}/{leaf}")
+                for name, spec in specs.items()
             }
+    fingerprint: dict[str, Json] = {**entries, "probe": dict(description.probe)}
+    if description.batches:
+        rows = description.batch_size
+        if rows is None:
+            raise InvalidArgumentError("batches need a batch_size, the largest number of samples in one.")
+        spec = ArraySpec((rows * description.parts,), "int64", ("sample",), {"fill": -1}, rows=rows)
+        fingerprint["samples"] = {SAMPLE_ID: _entry(SAMPLE_ID, spec, f"batches/{SAMPLE_ID}")}
+        fingerprint["batch_size"] = rows
+    if description.parts > 1:
+        fingerprint["parts"] = description.parts
     return {
         "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
         "run_id": run_id,
         "created": datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds"),
-        "fingerprint": {**entries, "probe": dict(description.probe)},
+        "fingerprint": fingerprint,
         "model": dict(description.model),
         "optimizer": None if description.optimizer is None else dict(description.optimizer),
         "hyperparameters": dict(description.hyperparameters),
         "schedules": dict(description.schedules),
         "versions": dict(description.versions),
     }
+
+
+def _entry(name: str, spec: ArraySpec, path: str) -> dict[str, Json]:
+    spec.check(name)
+    layout = bulk_layout(path, spec, {"element": "bulk", "name": name})
+    entry: dict[str, Json] = {
+        "path": layout.path,
+        "shape": list(layout.shape),
+        "dtype": layout.dtype,
+        "dimensions": list(layout.dimensions),
+        "inner": list(layout.inner),
+        "attributes": dict(spec.attributes),
+    }
+    if layout.chunk != layout.shape:
+        entry["chunk"] = list(layout.chunk)
+    return entry
 
 
 def read_run(path: Path) -> dict[str, Json]:
@@ -157,7 +193,7 @@ def read_run(path: Path) -> dict[str, Json]:
 
 
 def layouts(run: Mapping[str, Json]) -> dict[str, BulkLayout]:
-    """Return the layout of every bulk array of a recording, by path below ``store.zarr``, sites before weights."""
+    """Return the layout of every bulk array of a recording, by path below ``store.zarr``, stream by stream."""
     return {
         entry["path"]: BulkLayout(
             path=entry["path"],
@@ -171,10 +207,21 @@ def layouts(run: Mapping[str, Json]) -> dict[str, BulkLayout]:
                 "name": name,
                 "logical_dtype": entry["dtype"],
             },
+            chunk=tuple(entry.get("chunk", entry["shape"])),
         )
-        for kind in ("sites", "weights")
-        for name, entry in run["fingerprint"][kind].items()
+        for kind in ("sites", "weights", "batches", "gradients", "samples")
+        for name, entry in run["fingerprint"].get(kind, {}).items()
     }
+
+
+def streams(run: Mapping[str, Json]) -> tuple[str, ...]:
+    """Return the streams that a recording shows: probe and weights always, batches where they are recorded."""
+    return STREAMS if run["fingerprint"].get("batches") else STREAMS[:2]
+
+
+def parts(run: Mapping[str, Json]) -> int:
+    """Return into how many parts the samples of a snapshot are cut."""
+    return int(run["fingerprint"].get("parts", 1))
 
 
 def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:
@@ -190,8 +237,8 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
             "restore it, or record to another folder."
         )
 
-    for kind in ("sites", "weights"):
-        before, now = stored["fingerprint"][kind], wanted["fingerprint"][kind]
+    for kind in ("sites", "weights", "batches", "gradients"):
+        before, now = (document["fingerprint"].get(kind, {}) for document in (stored, wanted))
         if list(before) != list(now):
             raise differ(kind, list(before), list(now))
         for name in before:
@@ -202,6 +249,10 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
             reductions = [entry[name]["attributes"].get("reduction") for entry in (before, now)]
             if reductions[0] != reductions[1]:
                 raise differ(f"reduction of {name}", *reductions)
+    for member in ("batch_size", "parts"):
+        before, now = (document["fingerprint"].get(member) for document in (stored, wanted))
+        if before != now:
+            raise differ(member, before, now)
     for name in {**stored["fingerprint"]["probe"], **wanted["fingerprint"]["probe"]}:
         before, now = stored["fingerprint"]["probe"].get(name), wanted["fingerprint"]["probe"].get(name)
         if before != now:

@@ -50,8 +50,9 @@ class CommittedStore(WrapperStore[LocalStore]):
         """
         if key in self.metadata:
             return cpu.Buffer.from_bytes(self.metadata[key])
-        if key in self.files:
-            check_file(self._store.root / key, size=self.files[key][0])
+        if key not in self.files:
+            return None  # a part that no rank wrote reads as fill; what lies there uncommitted is nobody's data
+        check_file(self._store.root / key, size=self.files[key][0])
         return await self._store.get(key, prototype, byte_range)
 
     def check(self) -> None:

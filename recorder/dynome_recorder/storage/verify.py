@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.storage.commits import (
     COMMITTED,
+    GAP,
     CommitRecord,
     LogState,
     replay_log,
@@ -28,7 +29,7 @@ from dynome_recorder.storage.layout import check_node
 from dynome_recorder.storage.logscan import Finding, problem_of, scan_log
 from dynome_recorder.storage.manifest import check_fit
 from dynome_recorder.storage.publish import node_documents, read_published
-from dynome_recorder.storage.run import layouts, read_run
+from dynome_recorder.storage.run import layouts, read_run, streams
 from dynome_recorder.storage.sweep import find_orphans, find_stale_views
 from dynome_recorder.storage.views import Views, build_views
 
@@ -186,9 +187,14 @@ def inspect(
         records=len(scan.records),
         files=len(state.files),
         stored_bytes=sum(size for size, _ in state.files.values()),
-        snapshots={stream: values.count(COMMITTED) for stream, values in state.status.items()},
+        snapshots={stream: state.status[stream].count(COMMITTED) for stream in streams(run)},
         lost={
-            stream: tuple(i for i, value in enumerate(values) if value == 2) for stream, values in state.status.items()
+            stream: tuple(
+                index
+                for index, value in enumerate(state.status[stream])
+                if value == GAP and stream not in state.owners[stream][index].skipped
+            )
+            for stream in streams(run)
         },
     )
 
@@ -247,8 +253,8 @@ def check_store(
     shown = replay_log(records[: 0 if published is None else published[0] + 1])
     whole = replay_log(records)
     shown_views, whole_views = (
-        build_views(list(run["fingerprint"]["sites"]), shown),
-        build_views(list(run["fingerprint"]["sites"]), whole),
+        build_views(run, shown),
+        build_views(run, whole),
     )
     yield from _check_view_chunks(folder, shown_views, whole_views)
     expected = node_documents(arrays, shown_views, _lengths(shown))

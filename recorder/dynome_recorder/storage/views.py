@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynome_recorder.storage.commits import COMMITTED, GAP, SUPERSEDED, CommitRecord, LogState
-from dynome_recorder.storage.format import STREAMS, Json, decode_number, encode_component
+from dynome_recorder.storage.format import Json, decode_number, encode_component
 from dynome_recorder.storage.layout import ViewLayout
+from dynome_recorder.storage.run import parts, streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,18 +67,24 @@ class Column:
 class Views:
     """All views of a recording, fed record by record in the order of the log."""
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        self.sites = {site: position for position, site in enumerate(sites)}
+    def __init__(self, run: Mapping[str, Json]) -> None:
+        fingerprint = run["fingerprint"]
+        self.sites = {"probe": list(fingerprint["sites"]), "batches": list(fingerprint.get("batches", {}))}
+        self.parts = parts(run)
         self.columns: dict[str, Column] = {}
-        for stream in STREAMS:
+        self.streams = streams(run)
+        for stream in self.streams:
             for name, dtype in (("epoch", "int64"), ("step", "int64"), ("time", "float64"), ("status", "int64")):
                 self._column(f"{stream}/{name}", dtype, ("snapshot",), SNAPSHOT_ROWS)
-        if self.sites:
-            attributes = {"sites": list(sites), "problems": list(HEALTH_PROBLEMS)}
-            trailing = (len(self.sites), len(HEALTH_PROBLEMS))
-            rows = max(1, min(SNAPSHOT_ROWS, CHUNK_BYTES // (8 * math.prod(trailing))))
-            dimensions = ("snapshot", "site", "problem")
-            self._column("probe/health", "int64", dimensions, rows, trailing=trailing, attributes=attributes)
+        for stream, sites in self.sites.items():
+            if sites:
+                attributes = {"sites": sites, "problems": list(HEALTH_PROBLEMS)}
+                trailing = (len(sites), len(HEALTH_PROBLEMS))
+                rows = max(1, min(SNAPSHOT_ROWS, CHUNK_BYTES // (8 * math.prod(trailing))))
+                dimensions = ("snapshot", "site", "problem")
+                self._column(f"{stream}/health", "int64", dimensions, rows, trailing=trailing, attributes=attributes)
+        if "batches" in self.streams:
+            self._column("batches/samples", "int64", ("snapshot", "part"), SNAPSHOT_ROWS, trailing=(self.parts,))
         for kind, rows in (("step", STEP_ROWS), ("epoch", SNAPSHOT_ROWS)):
             for name in (kind, "status"):
                 self._column(f"metrics/{kind}/{name}", "int64", (kind,), rows)
@@ -111,17 +118,21 @@ class Views:
         """
         status = SUPERSEDED if superseded else COMMITTED
         for stream in record.snapshots:
-            if stream not in STREAMS:
+            if stream not in self.streams:
                 continue  # a stream of a newer minor version
-            lost = record.kind == "gap" or stream in gaps
+            lost = record.kind == "gap" or stream in gaps or stream in record.skipped
             row = {"epoch": record.epoch, "step": record.step, "time": record.time, "status": GAP if lost else status}
             for name, value in row.items():
                 self.columns[f"{stream}/{name}"].append([value])
-            if stream == "probe" and self.sites:
-                health = np.zeros((len(self.sites), len(HEALTH_PROBLEMS)), dtype=np.int64)
-                for site, counts in record.health.items():
-                    health[self.sites[site]] = [counts.get(problem, 0) for problem in HEALTH_PROBLEMS]
-                self.columns["probe/health"].append(health.ravel().tolist())
+            if self.sites.get(stream):
+                counted = record.health if stream == "probe" else record.batch_health
+                health = [
+                    counted.get(site, {}).get(problem, 0) for site in self.sites[stream] for problem in HEALTH_PROBLEMS
+                ]
+                self.columns[f"{stream}/health"].append(health)
+            if stream == "batches":
+                samples = [*record.samples, *(0 for _ in range(self.parts))]
+                self.columns["batches/samples"].append([0] * self.parts if lost else samples[: self.parts])
         self._append_metrics("step", step_rows(record.metrics.get("step", {})), status, STEP_ROWS)
         epoch = {name: decode_number(value) for name, value in record.metrics.get("epoch", {}).items()}
         self._append_metrics("epoch", [(record.epoch, epoch)] if epoch else [], status, SNAPSHOT_ROWS)
@@ -159,9 +170,9 @@ def step_rows(metrics: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[tuple[
     return sorted(rows.items())
 
 
-def build_views(sites: Sequence[str], state: LogState) -> Views:
+def build_views(run: Mapping[str, Json], state: LogState) -> Views:
     """Return the views of a whole log, everything in them still to be published."""
-    views = Views(sites)
+    views = Views(run)
     live = {record.sequence for record in state.live}
     for record in state.records:
         gaps = frozenset(
