@@ -123,13 +123,14 @@ class BatchWatcher:
                 "gradients of sites cannot be recorded from a compiled model, whose graph computes them where no hook"
                 " sees them; train the eager model, or leave gradients=True out."
             )
+        self._permanent.append(_RoomForGraphs())
         _fill_caches(self._layouts, device_of(self._model))
         switch = Switch()
-        modules = modules_by_path(_innermost(self._model))
-        for path, calls in self._by_module().items():
+        for module, _, calls in self._by_module():
             hook = TracedHook(switch, calls)
             self._traced.append(hook)
-            self._permanent.append(modules[path].register_forward_hook(hook))
+            self._permanent.append(module.register_forward_hook(hook))
+            self._permanent.append(_NewGuard(module))
 
     def arm(self, slot: Targets) -> None:
         """Record the passes from here to `collect` into a slot.
@@ -138,6 +139,8 @@ class BatchWatcher:
         ------
         InvalidArgumentError
             As `attach`, for a model that was compiled since.
+        InvalidDataError
+            If a module that has sites is gone.
         """
         self.disarm()
         self.attach()
@@ -146,9 +149,8 @@ class BatchWatcher:
         try:
             self._watch_passes(step)
             if not self._traced:
-                modules = modules_by_path(_innermost(self._model))
-                for path, calls in self._by_module().items():
-                    self._handles.append(modules[path].register_forward_hook(SiteHook(step, path, calls)))
+                for module, path, calls in self._by_module():
+                    self._handles.append(module.register_forward_hook(SiteHook(step, path, calls)))
         except BaseException:
             self._remove_hooks()
             raise
@@ -197,11 +199,18 @@ class BatchWatcher:
             self._permanent.pop().remove()
         self._traced = []
 
-    def _by_module(self) -> dict[str, dict[int, list[SiteLayout]]]:
+    def _by_module(self) -> list[tuple[nn.Module, str, dict[int, list[SiteLayout]]]]:
+        """Return every module with sites, its path, and which call of it has which."""
+        modules = modules_by_path(_innermost(self._model))
         found: dict[str, dict[int, list[SiteLayout]]] = {}
         for layout in self._layouts:
+            if layout.site.module not in modules:
+                raise InvalidDataError(
+                    f"{layout.site.name}: the model has no module {layout.site.module!r} any more; a model that is"
+                    " recorded must keep its parts."
+                )
             found.setdefault(layout.site.module, {}).setdefault(layout.site.call, []).append(layout)
-        return found
+        return [(modules[path], path, calls) for path, calls in found.items()]
 
     def _watch_passes(self, step: BatchStep) -> None:
         """Stand where the model is called, outside of every graph, so that a pass can be closed before the next."""
@@ -229,6 +238,43 @@ class _Restore:
     def remove(self) -> None:
         if isinstance(self.module._compiled_call_impl, CompiledCall):
             self.module._compiled_call_impl = self.call
+
+
+class _RoomForGraphs:
+    """Doubles how many graphs dynamo may hold per function: recording adds one to each that is run in a due step.
+
+    At the limit ``fullgraph=True`` ends the training, which must not happen because of the recorder.
+    """
+
+    def __init__(self) -> None:
+        import torch._dynamo.config as config
+
+        self.config: Any = config
+        self.name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        self.before = getattr(config, self.name)
+        setattr(config, self.name, 2 * self.before)
+
+    def remove(self) -> None:
+        if getattr(self.config, self.name) == 2 * self.before:
+            setattr(self.config, self.name, self.before)
+
+
+class _NewGuard:
+    """Makes dynamo trace a module again, by giving it the ``forward`` that it has as an attribute of its own.
+
+    Dynamo does not look whether a module has hooks when it takes a graph that it has: one of this model before it was
+    recorded, or of another model of the same class. It does look whether ``forward`` is the class's.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.is_set = "forward" not in vars(module)
+        if self.is_set:
+            vars(module)["forward"] = module.forward
+
+    def remove(self) -> None:
+        if self.is_set:
+            vars(self.module).pop("forward", None)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
