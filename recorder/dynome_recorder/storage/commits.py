@@ -27,6 +27,8 @@ GENESIS = "00000000"
 """What the first record names as the checksum of the record before it."""
 
 Kind = Literal["moment", "rewind", "loss", "gap", "part"]
+LOG_KINDS = frozenset(get_args(Kind)) - {"part"}
+"""Kinds of records of rank 0; another rank has parts, and gaps that stand in for them."""
 Status = Literal[0, 1, 2]
 COMMITTED, SUPERSEDED, GAP = 0, 1, 2
 
@@ -432,7 +434,7 @@ def _read_chain(folder: Path, lines: Sequence[StoredLine], rank: int) -> dict[in
                 f"{line.path}: holds record {record.sequence} in place of {line.sequence}"
                 + (f", of rank {record.rank} in place of {rank}." if record.rank != rank else ".")
             )
-        if record.kind not in get_args(Kind) or (rank == 0) == (record.kind == "part"):
+        if record.kind not in (("part", "gap") if rank else LOG_KINDS):
             raise CorruptRecordingError(f"{line.path}: unknown kind of record {record.kind!r}.")
         check_chain(previous, record, where=line.path)
         records[record.sequence] = previous = record

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
@@ -19,22 +20,22 @@ from dynome_recorder.storage.commits import (
     record_path,
     replay_log,
     sweep_partial,
+    uncommitted_records,
     write_record,
 )
-from dynome_recorder.storage.files import check_file, sync_folder, write_atomically
+from dynome_recorder.storage.files import sync_folder, write_atomically
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
+from dynome_recorder.storage.inspection import Verification, inspect
 from dynome_recorder.storage.lifecycle import acquire_lock, storage_errors
 from dynome_recorder.storage.logscan import LogScan, scan_log
 from dynome_recorder.storage.manifest import committed_state
 from dynome_recorder.storage.publish import Publisher, read_published, stream_of
 from dynome_recorder.storage.run import layouts, read_run
 from dynome_recorder.storage.sweep import find_stale_views, quarantine, sweep_orphans
-from dynome_recorder.storage.verify import Verification, inspect
 from dynome_recorder.storage.views import build_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 __all__ = ["repair_recording"]
 
@@ -53,14 +54,14 @@ def repair_recording(
             before = inspect(folder, deep=deep, in_progress=False, progress=progress)
             if before.clean or not all(finding.repairable for finding in before.findings):
                 return before
-            repairs = _repair(folder, run, deep=deep)
+            repairs = _repair(folder, run, damaged=before.damaged_files)
             after = inspect(folder, deep=deep, in_progress=False, progress=progress)
         finally:
             lock.release()
     return replace(after, repairs=tuple(repairs))
 
 
-def _repair(folder: Path, run: Mapping[str, Json], *, deep: bool) -> list[str]:
+def _repair(folder: Path, run: Mapping[str, Json], *, damaged: frozenset[str]) -> list[str]:
     commits = folder / COMMITS_FOLDER
     published = read_published(folder)
     commits.mkdir(exist_ok=True)
@@ -76,7 +77,7 @@ def _repair(folder: Path, run: Mapping[str, Json], *, deep: bool) -> list[str]:
         done = "moved to quarantine" if doubtful else "deleted"
         repairs.append(f"{done} {len(orphans)} files that no commit record lists")
 
-    state, lost = record_losses(folder, state, deep=deep)
+    state, lost = record_losses(folder, state, damaged)
     repairs += [f"{name}: damaged or missing, its snapshot is recorded as lost" for name in lost]
 
     views = build_views(run, state)
@@ -97,21 +98,46 @@ def complete_log(folder: Path, run: Mapping[str, Json], scan: LogScan, published
     for path in scan.damaged:
         quarantine(folder, path, keep=True)
         repairs.append(f"{path.relative_to(folder)}: damaged, copied to quarantine")
-    for sequence, line in scan.lines.items():
-        single = record_path(commits, sequence)
-        if line.path in scan.damaged:
-            write_atomically(single, line.data, sync=True)
-        elif single in scan.damaged:
-            single.unlink()
+    for rank, lines in {0: scan.lines, **scan.part_lines}.items():
+        for sequence, line in lines.items():
+            single = record_path(commits, sequence, rank)
+            if line.path in scan.damaged:
+                write_atomically(single, line.data, sync=True)
+            elif single in scan.damaged:
+                single.unlink()
     for path in scan.damaged:
         if path.name.startswith("segment-"):
             path.unlink()
+    for path in uncommitted_records(commits, scan.length):
+        quarantine(folder, path)
+        repairs.append(f"{path.relative_to(folder)}: not committed by all ranks, moved to quarantine")
+    for rank, sequence in scan.missing_parts:
+        record_path(commits, sequence, rank).unlink(missing_ok=True)  # damaged, and copied to quarantine
+        write_record(commits, part_gap(scan, rank, sequence))
+        repairs.append(f"record {sequence} of rank {rank} is lost, and the snapshots of that moment with it")
     sync_folder(commits)
     for gap in gaps(folder, run, scan, published):
         write_record(commits, gap)
         lost = " and ".join(f"{stream} snapshot {index}" for stream, index in gap.snapshots.items()) or "no snapshot"
         repairs.append(f"record {gap.sequence} is lost, and {lost} with it")
     return repairs
+
+
+def part_gap(scan: LogScan, rank: int, sequence: int) -> CommitRecord:
+    """Return the record that stands in for a lost one of another rank; it is kept, so that the next may follow it."""
+    chain = scan.parts.setdefault(rank, {})
+    after = next((chain[later] for later in sorted(chain) if later > sequence), None)
+    before = next((chain[earlier] for earlier in sorted(chain, reverse=True) if earlier < sequence), None)
+    gap = CommitRecord(
+        sequence=sequence,
+        previous=chain_link(before),
+        kind="gap",
+        time=time.time(),
+        rank=rank,
+        replaces=after.previous if after is not None else "",
+    )
+    chain[sequence] = gap = CommitRecord.decode(gap.encode(), where=record_path(Path(COMMITS_FOLDER), sequence, rank))
+    return gap
 
 
 def gaps(folder: Path, run: Mapping[str, Json], scan: LogScan, published: tuple[int, str] | None) -> list[CommitRecord]:
@@ -155,21 +181,17 @@ def _had(
         if stream in scan.records[later].snapshots:
             return scan.records[later].snapshots[stream] > counts[stream]
     return any(
-        (folder / STORE_FOLDER / layout.file(counts[stream])).exists()
+        (folder / STORE_FOLDER / name).exists()
         for path, layout in layouts(run).items()
         if stream_of(path) == stream
+        for name in layout.files(counts[stream])
     )
 
 
-def record_losses(folder: Path, state: LogState, *, deep: bool) -> tuple[LogState, list[str]]:
-    """Move committed files that are damaged to the quarantine, and commit a record that names what is lost."""
+def record_losses(folder: Path, state: LogState, damaged: frozenset[str]) -> tuple[LogState, list[str]]:
+    """Move committed files that were found damaged to the quarantine, and commit a record that names what is lost."""
     store = folder / STORE_FOLDER
-    lost = []
-    for name, (size, checksum) in state.files.items():
-        try:
-            check_file(store / name, size=size, checksum=checksum if deep else None)
-        except CorruptRecordingError:
-            lost.append(name)
+    lost = [name for name in state.files if name in damaged]
     if not lost:
         return state, []
     for name in lost:
