@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,16 @@ def describe_run(
     """Collect what the writer needs to start or to continue a recording."""
     from dynome_recorder.storage.run import RunDescription
 
+    # Every process writes its own part of the probe, and its own batch.
+    share = math.ceil(plan.samples / plan.parts) if plan.parts > 1 else None
+    batch = plan.batch_size if "batches" in plan.schedules else None
+    batches = {layout.site.name: _site_spec(layout, batch * plan.parts, share=batch) for layout in plan.sites if batch}
     return RunDescription(
-        sites={layout.site.name: _site_spec(layout, plan.samples) for layout in plan.sites},
+        sites={layout.site.name: _site_spec(layout, plan.samples, share=share) for layout in plan.sites},
+        batches=batches,
+        gradients=batches if plan.gradients else {},
+        batch_size=batch,
+        parts=plan.parts,
         weights={weight.name: _weight_spec(weight) for weight in plan.weights},
         probe=probe.describe(),
         model=describe_model(model, trace.layers),
@@ -80,7 +89,8 @@ def check_plain(name: str, value: Any) -> Any:
     )
 
 
-def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
+def _site_spec(layout: SiteLayout, samples: int, *, share: int | None) -> ArraySpec:
+    """Describe what is recorded at a site; ``share``: samples in one file, None for all."""
     from dynome_recorder.storage.layout import ArraySpec
 
     site = layout.site
@@ -104,6 +114,7 @@ def _site_spec(layout: SiteLayout, samples: int) -> ArraySpec:
         dtype=layout.dtype,
         dimensions=("sample", "unit"),
         attributes=attributes,
+        rows=None if share is None else share * layout.rows_per_sample,
     )
 
 

@@ -143,8 +143,9 @@ class Plan:
         """Data files of the whole run, one per snapshot, array and process; None where the number of snapshots is
         unknown."""
         kinds = 2 if self.gradients else 1
+        shares = math.ceil(self.samples / math.ceil(self.samples / self.parts))  # a small probe has fewer
         files = {
-            "probe": len(self.sites) * self.parts,
+            "probe": len(self.sites) * shares,
             "batches": (kinds * len(self.sites) + 1) * self.parts,  # and which samples they were
             "weights": len(self.weights),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from torch import nn
 from dynome_recorder import InvalidArgumentError, Probe, every
 from dynome_recorder.capture.probe import call_model
 from dynome_recorder.capture.steps import subset
+from dynome_recorder.description import describe_run
 from dynome_recorder.plan import WRITE_BYTES_PER_SECOND, Plan
 from dynome_recorder.plan_forms import _size, warnings
 from dynome_recorder.planning import free_disk, make_plan
+from dynome_recorder.storage.run import RunDescription, run_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +188,9 @@ def test_processes_share_the_probe_and_record_their_own_batches(tmp_path: Path) 
     assert plan.bytes_per_snapshot["batches"] == 5 * plan.bytes_in_queue["batches"] == 5 * 16 * (2 * row + 8)
     assert plan.bytes_in_queue["weights"] == plan.bytes_per_snapshot["weights"]
     assert plan.files == 5 * (5 * 2 + 9 * 5) + 3 * len(plan.weights)
+    assert plan_of(Convolution(), tmp_path, {"probe": every(epochs=9)}, parts=13).files == 1 * 2 * 12, (
+        "parts of 2 samples"
+    )
     assert "class-balanced in 5 processes" in str(plan)
     assert "16 samples per step of each in 5 processes" in str(plan)
 
@@ -289,3 +295,45 @@ def test_tokens_and_their_rows_are_shown(tmp_path: Path) -> None:
     assert (layout.rows_per_sample, layout.units) == (4 * 3, 3)
     assert plan.bytes_per_snapshot["probe"] == 24 * 12 * 3 * 4
     assert "(12 rows per sample)" in " ".join(str(plan).split()) or "12 rows" in plan._repr_html_()
+
+
+def test_the_description_holds_both_streams_in_parts(tmp_path: Path) -> None:
+    model, probe = Convolution(), Probe(dataset(), size=23, seed=3, batch_size=10)
+    options = {"epochs": 4, "steps_per_epoch": 10, "dtype": "float16", "forward": call_model, "probe": probe}
+    schedules = {"probe": every(epochs=1), "batches": every(steps=5)}
+
+    def describe(**more) -> RunDescription:
+        plan, trace = make_plan(
+            tmp_path,
+            model,
+            patterns=["conv1", "head"],
+            reduction={"conv1": [subset(positions=2), "tokens"], "head": subset(units=3, seed=4)},
+            schedules=schedules,
+            **options,
+            **more,
+        )
+        return describe_run(plan, trace, model=model, probe=probe, optimizer=None, hyperparameters={})
+
+    found = describe(batch_size=8, gradients=True, parts=4)
+    assert (found.batch_size, found.parts) == (8, 4)
+    assert {name: (spec.shape, spec.rows) for name, spec in found.sites.items()} == {
+        "conv1": ((23 * 2, 3), 6 * 2),
+        "head": ((23, 3), 6),
+    }
+    expected = {"conv1": ((8 * 4 * 2, 3), 8 * 2), "head": ((8 * 4, 3), 8)}
+    assert {name: (spec.shape, spec.rows) for name, spec in found.batches.items()} == expected
+    assert {name: (spec.shape, spec.rows) for name, spec in found.gradients.items()} == expected
+    assert {spec.dtype for spec in [*found.sites.values(), *found.batches.values()]} == {"float16"}
+    attributes = found.sites["conv1"].attributes
+    assert attributes["reduction"] == "subset(positions=2, seed=0) then tokens"
+    assert (attributes["rows_per_sample"], len(attributes["chosen_positions"])) == (2, 2)
+    assert len(found.sites["head"].attributes["chosen_units"]) == 3
+    assert "chosen_units" not in attributes
+    assert json.loads(json.dumps(run_document(found, run_id="x", created=0.0)))["fingerprint"]["batch_size"] == 8
+
+    alone = describe(batch_size=8)
+    assert (alone.parts, alone.gradients) == (1, {})
+    assert {spec.rows for spec in alone.sites.values()} == {None}
+    schedules.pop("batches")
+    without = describe()
+    assert (without.batches, without.gradients, without.batch_size) == ({}, {}, None)
