@@ -8,10 +8,12 @@ import naive_reductions as naive
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorder_training import Convolution, make_recorder
 
-from dynome_recorder import InvalidArgumentError, InvalidDataError
+from dynome_recorder import FingerprintError, InvalidArgumentError, InvalidDataError, Probe, Recorder
 from dynome_recorder.capture.reductions import SiteLayout, check_reductions, layout_site
 from dynome_recorder.capture.steps import Named, Position, Subset, parse_reduction, position, reduction_text, subset
 from dynome_recorder.tracing.sites import Site
@@ -276,3 +278,38 @@ def test_wrong_reductions_are_told_in_one_line(build, text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=text) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+def test_a_recording_is_continued_only_with_the_same_units(tmp_path) -> None:
+    def open_with(seed: int, form) -> Recorder:
+        reduction = form(["flatten", subset(units=5, seed=seed)])
+        return make_recorder(tmp_path / "run", model, sites=["conv1"], reduction=reduction, weights=None)
+
+    model = Convolution()
+    with open_with(0, lambda steps: steps) as recorder:
+        list(recorder.epochs(1))
+    for form in (lambda steps: {"conv*": steps}, lambda steps: " then ".join(map(str, steps))):
+        with open_with(0, form) as recorder:
+            assert recorder.committed_epoch == 1
+    with pytest.raises(FingerprintError, match=r"reduction of conv1 was 'flatten then subset\(units=5, seed=0\)'"):
+        open_with(1, lambda steps: steps).__enter__()
+
+
+def test_tokens_are_recorded_sample_by_sample(tmp_path) -> None:
+    data = torch.arange(6 * 4 * 3, dtype=torch.float32).reshape(6, 4, 3)
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(3, 2))
+    probe = Probe(data, size=6, batch_size=4)
+    with make_recorder(
+        tmp_path / "run",
+        model,
+        probe=probe,
+        sites=["0"],
+        reduction=[subset(positions=2, seed=1), "tokens"],
+        weights=None,
+    ) as recorder:
+        list(recorder.epochs(1))
+        recorder.flush()
+    keep = naive.seeded_choice(4, 2, 1)
+    stored = zarr.open_group(tmp_path / "run" / "store.zarr", mode="r")["probe/sites/0/activation"]
+    assert stored.shape == (2, 12, 3)
+    np.testing.assert_array_equal(stored[0], naive.tokens(data[probe.indices].numpy(), keep))
