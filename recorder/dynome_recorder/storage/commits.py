@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.files import sync_folder, write_atomically
+from dynome_recorder.storage.files import sync_folder, write_atomically, write_file
 from dynome_recorder.storage.format import PARTIAL_SUFFIX, STREAMS, Json, seal, unseal
 
 if TYPE_CHECKING:
@@ -442,6 +442,47 @@ def _read_chain(folder: Path, lines: Sequence[StoredLine], rank: int) -> dict[in
     return records
 
 
+@dataclass(frozen=True)
+class StagedRecord:
+    """A record on its way into the log: written under a temporary name first, committed by a rename.
+
+    Several may be written side by side; they are renamed in order, and then the folder is synced once.
+
+    Attributes
+    ----------
+    record
+        The record, with its checksum.
+    path
+        Where it goes.
+    data
+        Its bytes.
+    """
+
+    record: CommitRecord
+    path: Path
+    data: bytes
+
+    @property
+    def temporary(self) -> Path:
+        """Where it is before it is committed."""
+        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+
+    def write(self) -> None:
+        """Write and sync the content under the temporary name."""
+        write_file(self.temporary, self.data, sync=True)
+
+    def commit(self) -> None:
+        """Give it its name. All that it lists must be on disk by now."""
+        self.temporary.replace(self.path)
+
+
+def stage_record(folder: Path, record: CommitRecord) -> StagedRecord:
+    """Return a record as it will be stored, with its checksum filled in; writes nothing."""
+    data = record.encode()
+    path = record_path(folder, record.sequence, record.rank)
+    return StagedRecord(CommitRecord.decode(data, where=path), path, data)
+
+
 def write_record(folder: Path, record: CommitRecord) -> CommitRecord:
     """Commit a record: when this returns, it is on disk under its name. Returns it with its checksum filled in.
 
@@ -450,10 +491,14 @@ def write_record(folder: Path, record: CommitRecord) -> CommitRecord:
     OSError
         The disk is full, read-only or failed.
     """
-    data = record.encode()
-    path = record_path(folder, record.sequence, record.rank)
-    write_atomically(path, data, sync=True)
-    return CommitRecord.decode(data, where=path)
+    staged = stage_record(folder, record)
+    write_atomically(staged.path, staged.data, sync=True)
+    return staged.record
+
+
+def last_part(folder: Path, rank: int) -> CommitRecord | None:
+    """Return the newest record of a rank above 0, checked as `read_log` does; None where it has none."""
+    return next(reversed(_read_chain(folder, stored_lines(folder).get(rank, []), rank).values()), None)
 
 
 def fold_segments(folder: Path, *, length: int, rank: int = 0) -> None:

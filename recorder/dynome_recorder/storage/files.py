@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.storage.format import PARTIAL_SUFFIX, crc32
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-__all__ = ["check_file", "sync_folder", "write_atomically", "write_file"]
+__all__ = ["check_file", "sync_folder", "write_atomically", "write_file", "write_pieces"]
 
 
 def sync_folder(path: Path) -> None:
@@ -34,6 +36,29 @@ def write_file(path: Path, data: bytes, *, sync: bool) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], *, written: Callable[[tuple[int, str]], None]) -> None:
+    """Write a new file from pieces as they come, under its final name, and sync it.
+
+    Parameters
+    ----------
+    path
+        Where the file goes.
+    pieces
+        Its content.
+    written
+        Called with size in bytes and crc32 when all is written, before the sync.
+    """
+    size = checksum = 0
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            size += len(piece)
+            checksum = zlib.crc32(piece, checksum)
+        file.flush()
+        written((size, f"{checksum:08x}"))
+        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, data: bytes, *, sync: bool) -> None:

@@ -1,0 +1,116 @@
+"""Writing the files of moments: compressed side by side, written as the pieces come, synced side by side.
+
+What the disk has to sync goes out as early as it can: a file as soon as its last piece is written, while others are
+still compressed; folders and records beside them. Syncs that wait at the same time are merged by the file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dynome_recorder.storage.files import sync_folder, write_pieces
+from dynome_recorder.storage.layout import compress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from dynome_recorder.storage.layout import BulkLayout
+    from dynome_recorder.storage.moment import PartData
+    from dynome_recorder.storage.workers import Workers
+
+__all__ = ["BulkFiles"]
+
+FileEntry: TypeAlias = tuple[int, str]
+"""Size in bytes, and crc32."""
+
+
+class BulkFiles:
+    """Files that are on their way to the disk; none may be relied on before `wait` returns.
+
+    Parameters
+    ----------
+    store
+        The folder ``store.zarr``.
+    parts
+        What is written, by path below it.
+    workers
+        Who does the work.
+    """
+
+    def __init__(self, store: Path, parts: Mapping[str, PartData], workers: Workers) -> None:
+        self._store = store
+        self._workers = workers
+        self._written: dict[str, Future[FileEntry]] = {name: Future() for name in parts}
+        # Inner chunks are queued before the files that wait for them: these can never fill the pool while what they
+        # wait for has not started. What is one chunk is compressed by the thread that writes it.
+        pieces: dict[str, list[Callable[[], bytes]]] = {
+            name: [
+                partial(compress, piece)
+                if part.layout.inner == part.layout.chunk
+                else workers.submit(partial(compress, piece)).result
+                for piece in part.layout.pieces(part.data)
+            ]
+            for name, part in parts.items()
+        }
+        self._pending: list[Future[Any]] = [
+            workers.submit(partial(self._write, name, part.layout, pieces[name])) for name, part in parts.items()
+        ]
+
+    def entries(self) -> dict[str, FileEntry]:
+        """Return size and crc32 of every file by path, as soon as all are written; they may not be synced yet.
+
+        Raises
+        ------
+        OSError
+            The disk is full, read-only or failed.
+        """
+        return {name: future.result() for name, future in self._written.items()}
+
+    def also(self, doing: Callable[[], Any]) -> None:
+        """Do something beside the syncs that `wait` waits for too."""
+        self._pending.append(self._workers.submit(doing))
+
+    def sync_folders(self) -> None:
+        """Start to sync the names of the files, which are all there once `entries` returns."""
+        for folder in dict.fromkeys((self._store / name).parent for name in self._written):
+            self.also(partial(sync_folder, folder))
+
+    def wait(self) -> None:
+        """Return when all is on disk.
+
+        Raises
+        ------
+        OSError
+            The disk is full, read-only or failed.
+        """
+        for future in self._pending:
+            future.result()
+
+    def discard(self) -> None:
+        """Delete the files, none of which is being written any more; what cannot be is swept at the next opening."""
+        wait(self._pending)
+        for name in self._written:
+            with contextlib.suppress(OSError):
+                (self._store / name).unlink(missing_ok=True)
+
+    def _write(self, name: str, layout: BulkLayout, compressed: Sequence[Callable[[], bytes]]) -> None:
+        written = self._written[name]
+
+        def pieces() -> Iterator[bytes]:
+            lengths = []
+            for piece in compressed:
+                data = piece()
+                lengths.append(len(data))
+                yield data
+            yield layout.index(lengths)
+
+        try:
+            write_pieces(self._store / name, pieces(), written=written.set_result)
+        except BaseException as error:
+            if not written.done():
+                written.set_exception(error)
+            raise
