@@ -144,6 +144,8 @@ def test_several_tensors_are_never_chosen_among_silently(pattern) -> None:
     assert select(model, pattern, "!block:1.*") == ["block:0"]
     assert select(model, pattern, "block:1.1", "last") == ["block:1.1", "last"]
     assert select(model, pattern, "!block", "last") == ["last"]
+    assert select(model, "block:*", "!block:1.*") == ["block:0"]
+    assert select(model, "block:*", "!block", "last") == ["last"]
 
 
 def test_the_only_tensor_is_taken_and_said(tmp_path) -> None:
