@@ -143,8 +143,9 @@ def event_line(event: dict[str, Any]) -> str:
         parts.append(f"[{snapshots}; {_bytes(event['bytes'])}]")
     if event["skipped"]:
         parts.append(f"! skipped: {', '.join(event['skipped'])}")
-    for site, counts in event["health"].items():
-        parts.append(f"! {site}: " + ", ".join(f"{count} {problem}" for problem, count in counts.items()))
+    for stream, health in (("", event["health"]), ("batches of ", event["batch_health"])):
+        for site, counts in health.items():
+            parts.append(f"! {stream}{site}: " + ", ".join(f"{count} {problem}" for problem, count in counts.items()))
     return "  ".join(parts)
 
 
@@ -162,7 +163,7 @@ def _event(record: CommitRecord, records: list[CommitRecord]) -> dict[str, Any]:
         "step": record.step,
         "epoch_complete": record.epoch_complete,
         "snapshots": dict(record.snapshots),
-        "skipped": list(getattr(record, "skipped", ())),
+        "skipped": list(record.skipped),
         "bytes": sum(size for size, _ in record.files.values()),
         "epoch_metrics": {name: decode_number(value) for name, value in record.metrics.get("epoch", {}).items()},
         "step_metrics": {
@@ -174,6 +175,7 @@ def _event(record: CommitRecord, records: list[CommitRecord]) -> dict[str, Any]:
             for name, series in record.metrics.get("step", {}).items()
         },
         "health": {site: dict(counts) for site, counts in record.health.items()},
+        "batch_health": {site: dict(counts) for site, counts in record.batch_health.items()},
     }
 
 

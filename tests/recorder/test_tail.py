@@ -18,7 +18,14 @@ from recordings import describe, moments
 from dynome_recorder.cli import main
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, RecordingNotFoundError
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.storage.commits import SEGMENT_LENGTH, read_log
+from dynome_recorder.storage.commits import (
+    SEGMENT_LENGTH,
+    CommitRecord,
+    chain_link,
+    fold_segments,
+    read_log,
+    write_record,
+)
 from dynome_recorder.storage.following import LogFollower
 from dynome_recorder.storage.format import seal
 from dynome_recorder.storage.writer import Moment, RecordingWriter
@@ -82,9 +89,45 @@ def test_a_follower_notices_damage(tmp_path):
         with pytest.raises(CorruptRecordingError, match=r"00000001\.json"):
             follower.read()
         path.write_bytes((path.parent / "00000000.json").read_bytes())
-        with pytest.raises(CorruptRecordingError, match="holds record 0 in place of 1"):
+        with pytest.raises(CorruptRecordingError, match="holds record 0 of rank 0 in place of 1 of 0"):
             follower.read()
         path.write_bytes(good)
+
+
+def test_a_moment_of_several_ranks_is_there_when_all_have_committed(tmp_path):
+    """Across the fold too, where each rank has a segment of its own."""
+    commits, count = tmp_path / "commits", SEGMENT_LENGTH + 4
+    commits.mkdir()
+    follower, seen, last = LogFollower(tmp_path), [], [None, None]
+
+    def commit(rank: int, epoch: int) -> None:
+        record = CommitRecord(
+            sequence=epoch,
+            previous=chain_link(last[rank]),
+            kind="part" if rank else "moment",
+            time=0.0,
+            rank=rank,
+            epoch=epoch,
+            step=epoch,
+            world=1 if rank else 2,
+            health={"hidden": {"nan": 1}},
+        )
+        last[rank] = write_record(commits, record)
+
+    for epoch in range(count):
+        commit(0, epoch)
+        if epoch % 5 == 0:
+            seen += follower.read()
+            assert all(record.epoch < epoch for record in seen)
+        commit(1, epoch)
+        if epoch == SEGMENT_LENGTH + 1:
+            for rank in (0, 1):
+                fold_segments(commits, length=epoch + 1, rank=rank)
+        if epoch % 7 == 0 or epoch == count - 1:
+            seen += follower.read()
+    assert [record.epoch for record in seen] == list(range(count))
+    assert all(record.health == {"hidden": {"nan": 2}} for record in seen)
+    assert follower.records == list(read_log(commits))
 
 
 def test_what_is_there_and_the_end(make_recording):

@@ -1,7 +1,7 @@
 """Reading a commit log while it grows: only what is new is read.
 
 Records have consecutive numbers and names that follow from them, so asking whether there is a next one costs two
-look-ups, however long the log is.
+look-ups per rank, however long the log is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dynome_recorder.storage.commits import (
     SEGMENT_LENGTH,
     CommitRecord,
     check_chain,
+    join_parts,
     read_log,
     record_path,
     segment_path,
@@ -57,34 +58,38 @@ class LogFollower:
 
     def _following(self) -> list[CommitRecord]:
         found: list[CommitRecord] = []
-        previous = self.records[-1]
-        while (line := self._line(previous.sequence + 1)) is not None:
-            data, path = line
-            record = CommitRecord.decode(data, where=path)
-            if record.sequence != previous.sequence + 1:
-                raise CorruptRecordingError(
-                    f"{path}: holds record {record.sequence} in place of {previous.sequence + 1}."
-                )
-            check_chain(previous, record, where=path)
-            found.append(record)
-            previous = record
+        last = self.records[-1]
+        while (record := self._record(last.sequence + 1, 0)) is not None:
+            check_chain(last, record, where=record_path(self._folder, record.sequence))
+            parts = {rank: part for rank in range(1, record.world) if (part := self._record(record.sequence, rank))}
+            whole = join_parts(record, parts)
+            if whole is None:
+                break  # another rank has not committed yet
+            found.append(whole)
+            last = whole
         return found
 
-    def _line(self, sequence: int) -> tuple[bytes, Path] | None:
-        """Return a record as it is stored and where; None where it is not committed yet."""
+    def _record(self, sequence: int, rank: int) -> CommitRecord | None:
+        """Return what a rank committed; None where it has not yet."""
         first = sequence // SEGMENT_LENGTH * SEGMENT_LENGTH
-        segment = segment_path(self._folder, first, first + SEGMENT_LENGTH - 1)
+        segment = segment_path(self._folder, first, first + SEGMENT_LENGTH - 1, rank)
         # The single file first: it is deleted only after its segment is there.
-        for path in (record_path(self._folder, sequence), segment):
+        for path in (record_path(self._folder, sequence, rank), segment):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise CorruptRecordingError(f"{path}: cannot be read ({error.strerror or error}).") from error
-            if path is not segment:
-                return data, path
-            lines = data.split(b"\n")
-            place = sequence - first
-            return (lines[place] + b"\n" if place < len(lines) else b""), path
+            if path is segment:
+                lines = data.split(b"\n")
+                data = lines[sequence - first] + b"\n" if sequence - first < len(lines) else b""
+                if rank and data == b"\n":
+                    return None  # that rank wrote nothing at this record
+            record = CommitRecord.decode(data, where=path)
+            if (record.sequence, record.rank) != (sequence, rank):
+                raise CorruptRecordingError(
+                    f"{path}: holds record {record.sequence} of rank {record.rank} in place of {sequence} of {rank}."
+                )
+            return record
         return None
