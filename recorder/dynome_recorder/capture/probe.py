@@ -74,7 +74,9 @@ class Probe:
         size = None if size is None else check_count("Probe: size", size, least=2)
         self._data = data
         self._collate = collate
-        self._batches: list[Any] | None = None
+        self._loaded: dict[tuple[int, int], _Loaded] = {}
+        self._row_indices: dict[tuple[int, int, Any], torch.Tensor] = {}
+        self._changes_inputs = False
         self.seed = check_count("Probe: seed", seed, least=0)
         self.batch_size = check_count("Probe: batch_size", batch_size, least=1)
         self.transductive = transductive
@@ -92,37 +94,63 @@ class Probe:
         """Number of samples, which is the number of rows of every recorded activation."""
         return len(self.indices)
 
-    def batches(self) -> list[Any]:
+    def span(self, rows: slice | None = None) -> tuple[int, int]:
+        """Return the first of some rows and the one behind the last; None stands for all rows."""
+        start, stop, step = (rows if rows is not None else slice(None)).indices(self.size)
+        if step != 1:
+            raise InvalidArgumentError(f"Probe: rows must follow each other; got {rows}.")
+        return start, max(start, stop)
+
+    def batches(self, rows: slice | None = None, *, pinned: bool = False) -> list[Any]:
         """Return the probe's batches in host memory, loading them at the first call.
+
+        Where a model changes its input in place, the batches are loaded again, and copied from then on: the same values
+        come at every call.
+
+        Parameters
+        ----------
+        rows
+            Only these rows, in batches of their own; a transductive probe gives everything all the same. None: all.
+        pinned
+            In memory that an accelerator copies from without anybody waiting.
 
         Raises
         ------
         InvalidDataError
             If a sample cannot be loaded or samples cannot be put into a batch.
         """
+        span = self.span(rows) if not self.transductive else (0, self.size)
+        if span in self._loaded and self._loaded[span].is_changed():
+            self._changes_inputs = True
+            del self._loaded[span]
+        if span not in self._loaded:
+            self._loaded[span] = _Loaded(self._load_quietly(*span))
+        loaded = self._loaded[span]
+        if pinned and not loaded.pinned:
+            loaded = self._loaded[span] = _Loaded(_map_tensors(loaded.batches, _pin), pinned=True)
+        return _map_tensors(loaded.batches, _clone) if self._changes_inputs else loaded.batches
+
+    def batch_sizes(self, rows: slice | None = None) -> list[int]:
+        """Return how many recorded rows each batch gives."""
+        start, stop = self.span(rows)
+        if self.transductive:
+            return [stop - start]
+        return [min(self.batch_size, stop - first) for first in range(start, stop, self.batch_size)]
+
+    def rows_per_batch(self, rows: slice | None = None) -> list[int]:
+        """Return how many rows each forward pass works on: more than it records where the probe is transductive."""
+        return [self.population] if self.transductive else self.batch_sizes(rows)
+
+    def row_index(self, device: torch.device, rows: slice | None = None) -> torch.Tensor | None:
+        """Return which rows of an output to record, int64 on the device; None where that is all of them."""
         import torch
 
-        if self._batches is None:
-            with preserved_random_state(seed=self.seed), torch.inference_mode(mode=False):
-                try:
-                    self._batches = self._load()
-                except Exception as error:
-                    text = " ".join(str(error).split())
-                    raise InvalidDataError(
-                        f"Probe: the samples could not be loaded into batches, {type(error).__name__}: {text[:300]};"
-                        " pass collate= for samples that torch's default cannot put together."
-                    ) from error
-        return self._batches
-
-    def batch_sizes(self) -> list[int]:
-        """Return how many recorded rows each batch gives."""
-        if self.transductive:
-            return [self.size]
-        return [min(self.batch_size, self.size - start) for start in range(0, self.size, self.batch_size)]
-
-    def rows_per_batch(self) -> list[int]:
-        """Return how many rows each forward pass works on: more than it records where the probe is transductive."""
-        return [self.population] if self.transductive else self.batch_sizes()
+        if not self.transductive:
+            return None
+        start, stop = self.span(rows)
+        if (start, stop, device) not in self._row_indices:  # made once: the copy to a device waits for it
+            self._row_indices[start, stop, device] = torch.from_numpy(self.indices[start:stop]).to(device)
+        return self._row_indices[start, stop, device]
 
     def hash(self) -> str:
         """Return a digest of every loaded value, its dtype and shape (hex, 128 bits). Cost: one pass over the data."""
@@ -150,11 +178,52 @@ class Probe:
         choice = "class-balanced" if self.balanced else "random"
         return f"<Probe: {self.size} of {self.population} samples, {choice}, seed {self.seed}>"
 
-    def _load(self) -> list[Any]:
+    def _load_quietly(self, start: int, stop: int) -> list[Any]:
+        """Load without leaving a trace in the caller's generators; an error becomes one clear line."""
+        import torch
+
+        with preserved_random_state(seed=self.seed), torch.inference_mode(mode=False):
+            try:
+                return self._load(start, stop)
+            except Exception as error:
+                text = " ".join(str(error).split())
+                raise InvalidDataError(
+                    f"Probe: the samples could not be loaded into batches, {type(error).__name__}: {text[:300]};"
+                    " pass collate= for samples that torch's default cannot put together."
+                ) from error
+
+    def _load(self, start: int, stop: int) -> list[Any]:
         if self.transductive:
             return [_take(self._data, np.arange(self.population), self._collate)]
-        starts = range(0, self.size, self.batch_size)
-        return [_take(self._data, self.indices[start : start + self.batch_size], self._collate) for start in starts]
+        firsts = range(start, stop, self.batch_size)
+        if start == 0 or _arrays(self._data) is not None:
+            spans = [self.indices[first : min(first + self.batch_size, stop)] for first in firsts]
+            return [_take(self._data, span, self._collate) for span in spans]
+        # What comes before is loaded too: a data set that augments at random gives the same samples in every part.
+        samples = [self._data[int(index)] for index in self.indices[:stop]]
+        return [_collate(samples[first : min(first + self.batch_size, stop)], self._collate) for first in firsts]
+
+
+class _Loaded:
+    """Batches, and how often their tensors had been changed in place when they were loaded."""
+
+    def __init__(self, batches: list[Any], *, pinned: bool = False) -> None:
+        self.batches = batches
+        self.pinned = pinned
+        self._versions = self._count()
+
+    def is_changed(self) -> bool:
+        return self._count() != self._versions
+
+    def _count(self) -> list[int]:
+        versions: list[int] = []
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            versions.append(tensor._version)
+            return tensor
+
+        _map_tensors(self.batches, note)
+        return versions
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
@@ -165,13 +234,18 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with its tensors on the device; nested tuples, lists and mappings keep their form."""
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    """Return the batch with its tensors on the device; nested tuples, lists and mappings keep their form.
+
+    Pinned tensors are on their way when this returns; the device's own order does the rest.
+    """
+    import torch
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, non_blocking=True)
+        return value.to(device) if hasattr(value, "to") else value
+
+    return _map_leaves(batch, move)
 
 
 def choose_samples(
@@ -258,13 +332,42 @@ def _arrays(data: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists and mappings with every value in them replaced."""
+    if isinstance(value, Mapping):
+        return {name: _map_leaves(member, change) for name, member in value.items()}
+    if isinstance(value, (tuple, list)):
+        changed = [_map_leaves(member, change) for member in value]
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+    return change(value)
+
+
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    import torch
+
+    return _map_leaves(value, lambda member: change(member) if isinstance(member, torch.Tensor) else member)
+
+
+def _pin(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory()
+
+
+def _clone(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone()
+
+
+def _collate(samples: list[Any], collate: Callable[[list[Any]], Any] | None) -> Any:
+    from torch.utils.data import default_collate
+
+    return (collate or default_collate)(samples)
+
+
 def _take(data: Any, indices: NDArray[np.int64], collate: Callable[[list[Any]], Any] | None) -> Any:
     import torch
-    from torch.utils.data import default_collate
 
     arrays = _arrays(data)
     if arrays is None:
-        return (collate or default_collate)([data[int(index)] for index in indices])
+        return _collate([data[int(index)] for index in indices], collate)
     # torch.from_numpy shares memory with what indexing has just copied, so the probe keeps its values if data changes.
     rows = [
         torch.from_numpy(np.ascontiguousarray(array[indices]))

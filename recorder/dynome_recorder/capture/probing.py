@@ -1,17 +1,18 @@
-"""One run of the probe: hooks on, forward passes, hooks off, and the sites' activations as plain host arrays.
+"""One run of the probe: hooks on, forward passes, hooks off; the sites' activations are in a slot.
 
 The rules to keep: no hook outlives the run, whatever happens in it; a hook copies at once (the cast to the recorded
-dtype is the copy), since the next operation may overwrite the tensor in place; what leaves here shares memory with
-nothing.
+dtype is the copy), since the next operation may overwrite the tensor in place; nothing here waits for a device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from dynome_recorder.capture.parameters import to_host_array
+from dynome_recorder.capture.batch_hooks import InertHook, count_infinite
+from dynome_recorder.capture.health import read_health
 from dynome_recorder.capture.probe import Forward, Probe, to_device
+from dynome_recorder.capture.transfer import BufferSpec, HostBackend, Slot, SlotPool
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.tracing.canary import missing_call
 from dynome_recorder.tracing.isolation import device_of, undisturbed
@@ -20,7 +21,6 @@ from dynome_recorder.tracing.layers import modules_by_path
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import nn
@@ -37,27 +37,68 @@ class Captured:
     activations
         Per site, shape (sample, unit) in the recorded dtype; bfloat16 as its bit pattern in uint16.
     health
-        Per site with any, how many values are NaN (``nan``), were infinite (``inf``), or became infinite by the cast
-        (``overflow``).
+        Per site with any, what `read_health` says.
     """
 
     activations: dict[str, NDArray[Any]]
     health: dict[str, dict[str, int]]
 
 
-def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, forward: Forward) -> Captured:
-    """Run the probe through the model once and return the activations of its sites.
+def site_specs(layouts: Sequence[SiteLayout], samples: int) -> dict[str, BufferSpec]:
+    """Return what a slot holds for some samples: per site, shape (row, unit) in the recorded dtype."""
+    return {
+        layout.site.name: BufferSpec((samples * layout.rows_per_sample, layout.units), layout.dtype)
+        for layout in layouts
+    }
+
+
+@overload
+def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, forward: Forward) -> Captured: ...
+
+
+@overload
+def capture(
+    model: nn.Module,
+    layouts: Sequence[SiteLayout],
+    *,
+    probe: Probe,
+    forward: Forward,
+    slot: Slot,
+    rows: slice | None = None,
+    autocast: torch.dtype | None = None,
+) -> None: ...
+
+
+def capture(
+    model: nn.Module,
+    layouts: Sequence[SiteLayout],
+    *,
+    probe: Probe,
+    forward: Forward,
+    slot: Slot | None = None,
+    rows: slice | None = None,
+    autocast: torch.dtype | None = None,
+) -> Captured | None:
+    """Run the probe through the model once, and write the activations of its sites to a slot; `Slot.send` is next.
 
     Parameters
     ----------
     model
-        The eager model. Hooks are attached to it only inside this call; modes, buffers and random states are restored.
+        The model, compiled or not: the pass runs it eagerly. Hooks are attached only inside this call; modes, buffers
+        and random states are restored.
     layouts
         The sites, as `layout_site` planned them.
     probe
         The samples.
     forward
         Calls the model on a batch.
+    slot
+        Made for `site_specs` of the layouts and the number of rows. Of sites that are narrowed, its extras get the
+        number of values that were infinite before.
+    rows
+        Which of the probe's rows to run, as a part of a snapshot; None: all.
+    autocast
+        The dtype of the autocast that the pass runs under; None: without, also inside of the caller's.
 
     Raises
     ------
@@ -68,23 +109,36 @@ def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, fo
     -----
     Cost: the forward passes of the probe, and one copy per site.
     """
+    if slot is None:
+        slot = SlotPool(0, device=device_of(model), backend=HostBackend()).acquire(
+            site_specs(layouts, probe.size), block=True
+        )
+        assert slot is not None
+        capture(model, layouts, probe=probe, forward=forward, slot=slot, rows=rows, autocast=autocast)
+        slot.send()
+        return Captured(slot.arrays(), read_health(slot))
     device = device_of(model)
     by_module: dict[str, dict[int, list[SiteLayout]]] = {}
     for layout in layouts:
         by_module.setdefault(layout.site.module, {}).setdefault(layout.site.call, []).append(layout)
-    rows = torch_indices(probe.indices, device) if probe.transductive else None
     modules = modules_by_path(model)
     hooks: list[_Hook] = []
     handles: list[Any] = []
-    with undisturbed(model, seed=probe.seed):
-        hosts = {layout.site.name: _host_array(layout, probe.size) for layout in layouts}
+    with undisturbed(model, seed=probe.seed, autocast=autocast):
+        targets, chosen = slot.targets, probe.row_index(device, rows)
         try:
             for path, calls in by_module.items():
-                hook = _Hook(calls, hosts, rows)
+                if path not in modules:
+                    raise InvalidDataError(
+                        f"{next(iter(calls.values()))[0].site.name}: the model has no module {path!r} any more; a model"
+                        " that is recorded must keep its parts."
+                    )
+                hook = _Hook(calls, targets, chosen)
                 hooks.append(hook)
                 handles.append(modules[path].register_forward_hook(hook))
             start = 0
-            for batch, size, full in zip(probe.batches(), probe.batch_sizes(), probe.rows_per_batch(), strict=True):
+            batches = probe.batches(rows, pinned=device.type in ("cuda", "xpu"))
+            for batch, size, full in zip(batches, probe.batch_sizes(rows), probe.rows_per_batch(rows), strict=True):
                 for hook in hooks:
                     hook.begin(start, start + size, full)
                 forward(model, to_device(batch, device))
@@ -94,26 +148,24 @@ def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, fo
         finally:
             for handle in reversed(handles):
                 handle.remove()
-        infinite: dict[str, Any] = {}
-        for hook in hooks:
-            infinite |= hook.infinite
-        health = {name: counts for name, host in hosts.items() if (counts := _health(host, infinite.get(name)))}
-    return Captured({name: to_host_array(host) for name, host in hosts.items()}, health)
+    for hook in hooks:
+        slot.extras.update(hook.infinite)
+    return None
 
 
 class _Hook:
     """The forward hook of one module: counts its calls and copies the outputs of those that are sites.
 
-    A class at module level, not a closure, so that a model that is pickled or deep-copied meanwhile does not fail.
+    Copies of it, in a model that ``forward`` deep-copies or pickles, do nothing.
     """
 
     def __init__(
-        self, calls: Mapping[int, Sequence[SiteLayout]], hosts: Mapping[str, torch.Tensor], rows: torch.Tensor | None
+        self, calls: Mapping[int, Sequence[SiteLayout]], targets: Mapping[str, torch.Tensor], rows: torch.Tensor | None
     ) -> None:
         self.calls = calls
-        self.hosts = hosts
+        self.targets = targets
         self.rows = rows
-        self.infinite: dict[str, Any] = {}
+        self.infinite: dict[str, torch.Tensor] = {}
         self.count = 0
         self.start = self.stop = self.full = 0
 
@@ -125,45 +177,17 @@ class _Hook:
         self.count += 1
         for layout in layouts:
             values = layout.take(output, samples=self.full)
-            values = layout.apply(values if self.rows is None else values[self.rows])
-            rows = layout.rows_per_sample
-            self.hosts[layout.site.name][self.start * rows : self.stop * rows].copy_(values)
-            if layout.narrows:
-                # The cast may overflow: how many values were infinite before it is known only here. It stays on the
-                # device.
-                name = layout.site.name
-                self.infinite[name] = self.infinite.get(name, 0) + values.isinf().sum()
+            values = layout.apply(values if self.rows is None else values.index_select(0, self.rows))
+            name, rows = layout.site.name, layout.rows_per_sample
+            self.targets[name][self.start * rows : self.stop * rows].copy_(values)
+            # The cast may overflow: how many values were infinite before it is known only here. It stays on the device.
+            if (infinite := count_infinite(layout, values)) is not None:
+                self.infinite[name] = self.infinite[name] + infinite if name in self.infinite else infinite
 
     def check_complete(self) -> None:
         for call, layouts in self.calls.items():
             if call >= self.count:
                 raise InvalidDataError(missing_call(layouts[0].site, self.count))
 
-
-def torch_indices(indices: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Return indices as a tensor on the device."""
-    import torch
-
-    return torch.from_numpy(indices).to(device)
-
-
-def _host_array(layout: SiteLayout, samples: int) -> torch.Tensor:
-    import torch
-
-    # A fresh array per run: an asynchronous writer may still hold the previous one.
-    # The device is named, since torch.set_default_device may have made it another one.
-    return torch.empty(
-        (samples * layout.rows_per_sample, layout.units), dtype=getattr(torch, layout.dtype), device="cpu"
-    )
-
-
-def _health(host: torch.Tensor, infinite_before: Any) -> dict[str, int]:
-    import torch
-
-    # One fused pass for the usual case; a sum of finite values may overflow, which only costs the exact count below.
-    if bool(torch.isfinite(host.sum(dtype=torch.float64 if host.dtype is torch.float64 else torch.float32))):
-        return {}
-    nan, infinite = int(host.isnan().sum()), int(host.isinf().sum())
-    before = infinite if infinite_before is None else int(infinite_before)
-    counts = {"nan": nan, "inf": before, "overflow": max(0, infinite - before)}
-    return {name: count for name, count in counts.items() if count}
+    def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
+        return InertHook, ()

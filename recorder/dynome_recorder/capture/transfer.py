@@ -291,6 +291,11 @@ class SlotPool:
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
             return slot
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be written: all slots that were handed over have come back."""
+        return not self._handed_over
+
     def hand_over(self, slot: Slot) -> None:
         """Note that somebody else releases a slot from now on: the writer thread. Call it where a moment is submitted.
 
@@ -398,11 +403,12 @@ def _carve(memory: torch.Tensor, specs: Mapping[str, BufferSpec]) -> tuple[dict[
     import torch
 
     offsets, end = _offsets(specs)
-    hosts = {
-        name: memory[offsets[name] : offsets[name] + spec.nbytes].view(torch_dtype(spec.dtype)).view(spec.shape)
-        for name, spec in specs.items()
-    }
-    return hosts, memory[end:].view(torch.int64)
+    with torch.inference_mode(mode=False):  # what is made in that mode could not be written to outside of it
+        hosts = {
+            name: memory[offsets[name] : offsets[name] + spec.nbytes].view(torch_dtype(spec.dtype)).view(spec.shape)
+            for name, spec in specs.items()
+        }
+        return hosts, memory[end:].view(torch.int64)
 
 
 def _leading(buffer: torch.Tensor, rows: int | Mapping[str, int] | None, name: str) -> torch.Tensor:

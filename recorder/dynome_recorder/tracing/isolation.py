@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,15 +64,26 @@ def preserved_random_state(*, seed: int, model: nn.Module | None = None) -> Iter
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, seed: int, autocast: torch.dtype | None = None) -> Iterator[None]:
     """Put every module in evaluation mode, without gradients and with its own random stream, then put all of it back.
 
     Buffers that a forward pass changes even in evaluation mode (a call counter, a running estimate) are restored too:
     the objects that were bound, with the values they held.
 
     The caller's autocast is off inside, so that a step that is noted inside an autocast block records the same types as
-    an epoch that ends outside it.
+    an epoch that ends outside it. What is compiled runs eagerly, and is not compiled again for that.
 
+    Parameters
+    ----------
+    model
+        The model.
+    seed
+        Seed of the random generators inside.
+    autocast
+        The dtype of an autocast of its own; None: without.
+
+    Notes
+    -----
     Cost: one copy of the model's buffers and about 0.2 us per module.
     """
     import torch
@@ -85,7 +97,12 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        with preserved_random_state(seed=seed, model=model), torch.no_grad(), _without_autocast(model):
+        with (
+            preserved_random_state(seed=seed, model=model),
+            torch.no_grad(),
+            _eager(),
+            _own_autocast(model, autocast),
+        ):
             try:
                 for module in modules:
                     module.training = False
@@ -108,7 +125,18 @@ def _version(buffer: torch.Tensor) -> int | None:
 
 
 @contextlib.contextmanager
-def _without_autocast(model: nn.Module) -> Iterator[None]:
+def _eager() -> Iterator[None]:
+    import torch
+
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled yet, and to import it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextlib.contextmanager
+def _own_autocast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     import torch
 
     kinds = {"cpu", *(tensor.device.type for tensor in itertools.chain(model.parameters(), model.buffers()))}
@@ -116,6 +144,9 @@ def _without_autocast(model: nn.Module) -> Iterator[None]:
         for kind in sorted(kinds):
             if torch.amp.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        if dtype is not None:
+            # Without its cache: a weight that is cast here has no gradient, and training would take that one.
+            stack.enter_context(torch.autocast(device_of(model).type, dtype=dtype, cache_enabled=False))
         yield
 
 
