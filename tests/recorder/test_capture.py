@@ -21,7 +21,7 @@ from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
 from dynome_recorder.capture.parameters import copy_weights, hash_parameters
 from dynome_recorder.capture.probe import call_model
 from dynome_recorder.capture.probing import Captured, capture
-from dynome_recorder.capture.reductions import layout_site, reduce_output
+from dynome_recorder.capture.reductions import layout_site
 from dynome_recorder.tracing.canary import trace_model
 from dynome_recorder.tracing.isolation import preserved_random_state
 from dynome_recorder.tracing.sites import Site, select_sites
@@ -164,14 +164,6 @@ def test_random_layers_repeat_themselves() -> None:
     first = take(model, ["last"]).activations["last"]
     torch.rand(5)
     np.testing.assert_array_equal(take(model, ["last"]).activations["last"], first)
-
-
-def test_reductions_against_their_definitions() -> None:
-    x = torch.randn(4, 3, 5, 6)
-    torch.testing.assert_close(reduce_output(x, "spatial_mean"), x.mean((2, 3)))
-    torch.testing.assert_close(reduce_output(x, "max"), x.amax((2, 3)))
-    torch.testing.assert_close(reduce_output(x, "flatten"), x.reshape(4, -1))
-    assert reduce_output(torch.randn(4), None).shape == (4, 1)
 
 
 def test_convolutions_are_averaged_unless_told_otherwise() -> None:

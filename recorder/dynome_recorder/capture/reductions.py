@@ -18,7 +18,6 @@ from dynome_recorder.capture.steps import (
     Named,
     Position,
     ReductionChoice,
-    ReductionName,
     Step,
     Subset,
     parse_reduction,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from dynome_recorder.tracing.sites import Site
 
-Reduction = ReductionName
 RecordedType = Literal["native", "float32", "float16", "bfloat16"]
 
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
@@ -262,12 +260,6 @@ def choose_subset(step: Subset, available: int) -> NDArray[np.int64]:
     int64, shape (kept,): ascending, distinct.
     """
     return np.sort(choose_samples(available, size=step.count, seed=step.seed))
-
-
-def reduce_output(values: torch.Tensor, reduction: str | None) -> torch.Tensor:
-    """Reduce an output of shape (sample, ...) by name to (row, unit), on its device; may return a view."""
-    reduced = _reduce(values, Named(reduction)) if reduction is not None else values
-    return reduced.flatten(1) if reduced.ndim > 1 else reduced.unsqueeze(1)
 
 
 def dtype_name(value: Any) -> str:
