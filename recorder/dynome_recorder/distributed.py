@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dynome_recorder.errors import DynomeError, InvalidArgumentError, StorageError
+from dynome_recorder import errors
+from dynome_recorder.errors import DynomeError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,13 +37,6 @@ class Place:
         """Whether this process keeps the log, the metrics and the weights: rank 0."""
         return self.rank == 0
 
-    def parts(self, count: int) -> tuple[int, ...]:
-        """Return which of ``count`` parts of a probe snapshot this rank records.
-
-        As many parts as there were ranks when the recording was started; a resumed run of another size shares them out.
-        """
-        return tuple(part for part in range(count) if part % self.world == self.rank)
-
 
 def find_place() -> Place:
     """Return the place of this process; never imports torch.distributed and never starts anything."""
@@ -60,18 +54,18 @@ def lead(place: Place, doing: Callable[[], Result]) -> Result:
     """
     if place.world == 1:
         return doing()
-    outcome: list[Any] = [None, None, None]
+    outcome: list[Any] = [None, None]
     error: Exception | None = None
     if place.leads:
         try:
             outcome[0] = doing()
         except Exception as caught:
-            error, outcome[1:] = caught, [str(caught), isinstance(caught, InvalidArgumentError)]
+            error, outcome[1] = caught, _told(caught)
     _distributed().broadcast_object_list(outcome, src=0)
     if error is not None:
         raise error
     if outcome[1] is not None:
-        raise (InvalidArgumentError if outcome[2] else StorageError)(f"rank 0: {outcome[1]}")
+        raise _heard(0, outcome[1])
     result: Result = outcome[0]
     return result
 
@@ -86,13 +80,13 @@ def together(place: Place, doing: Callable[[], Result]) -> Result:
         result = doing()
     except Exception as caught:
         error = caught
-    told: list[str | None] = [None] * place.world
-    _distributed().all_gather_object(told, None if error is None else str(error))
+    told: list[Any] = [None] * place.world
+    _distributed().all_gather_object(told, None if error is None else _told(error))
     if error is not None:
         raise error
-    for rank, text in enumerate(told):
-        if text is not None:
-            raise DynomeError(f"rank {rank}: {text}")
+    for rank, failure in enumerate(told):
+        if failure is not None:
+            raise _heard(rank, failure)
     return result  # type: ignore[return-value]
 
 
@@ -113,6 +107,19 @@ def same(place: Place, name: str, value: Any) -> None:
             raise InvalidArgumentError(
                 f"{name} must be the same on all ranks; rank 0 has {told[0]!r:.80}, rank {rank} has {other!r:.80}."
             )
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Return an error as it travels: its kind and its text."""
+    return type(error).__name__, str(error.args[0]) if isinstance(error, DynomeError) and error.args else str(error)
+
+
+def _heard(rank: int, told: tuple[str, str]) -> Exception:
+    """Return an error of another rank: of the same kind where it is one of ours."""
+    kind = getattr(errors, told[0], None)
+    if isinstance(kind, type) and issubclass(kind, DynomeError):
+        return kind(f"rank {rank}: {told[1]}")
+    return DynomeError(f"rank {rank}: {told[0]}: {told[1]}")
 
 
 def _distributed() -> Any:

@@ -1,39 +1,42 @@
 """The recorder that a training loop talks to.
 
-It owns the order of things and the promise not to harm: until the first training step every error raises; from then
-on an error stops the recording, loudly, and training goes on (``strict=True`` raises instead). The parts it drives
-know nothing of each other: `canary` watches one pass, `capture` runs the probe, the writer commits plain arrays (a
-`Moment`), so that a writer in another thread, further streams and several ranks can take their places later.
+It owns the promise not to harm: until the first training step every error raises; from then on an error stops the
+recording, loudly, and training goes on (``strict=True`` raises instead). What is recorded when is `session`'s matter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from typing import TYPE_CHECKING, Any
 
-from dynome_recorder.capture.parameters import copy_weights, hash_parameters
-from dynome_recorder.capture.probe import Forward, Probe, call_model
-from dynome_recorder.capture.probing import capture
-from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
-from dynome_recorder.description import check_plain, describe_run
-from dynome_recorder.errors import FingerprintError, InvalidArgumentError, MissingExtraError
-from dynome_recorder.metrics import StepMetrics, take_metric, to_numbers
-from dynome_recorder.planning import Reductions, make_plan
-from dynome_recorder.schedule import Schedule, check_count, check_schedule, every
+from dynome_recorder.description import describe_run
+from dynome_recorder.distributed import find_place, together
+from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.metrics import take_metric
+from dynome_recorder.planning import make_plan
+from dynome_recorder.schedule import check_count
+from dynome_recorder.settings import check_settings
 from dynome_recorder.shield import Shield
+from dynome_recorder.termination import ended_by_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import TracebackType
 
+    import torch
     from torch import nn
     from torch.optim import Optimizer
 
+    from dynome_recorder.capture.probe import Forward, Probe
+    from dynome_recorder.capture.reductions import RecordedType
+    from dynome_recorder.distributed import Place
     from dynome_recorder.plan import Plan
-    from dynome_recorder.storage.commits import CommitRecord
-    from dynome_recorder.storage.writer import RecordingWriter
+    from dynome_recorder.schedule import Schedule
+    from dynome_recorder.session import Session, Statistics
+    from dynome_recorder.settings import OnExisting, OnFull
     from dynome_recorder.tracing.sites import Pattern
     from dynome_recorder.tracing.trace import Trace
 
@@ -41,33 +44,47 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Record a model's activations on a probe, its weights and its metrics while it trains.
+    """Record a model's activations, weights and metrics while it trains.
 
     Parameters
     ----------
     path
-        The run directory, made where it does not exist.
+        The run directory, made where it does not exist. Every process of a distributed run gives the same.
     model
-        The model in training. It is left as it is: hooks are attached only while the probe runs.
+        The model in training, compiled or wrapped for distributed training or not. It is left as it is: hooks are
+        attached only while the probe runs, and for a recorded batch.
     sites
-        What to record, as `sites.select_sites` takes it; None: every activation module but the output's.
+        What to record, as `select_sites` takes it; None: every activation module but the output's.
     probe
         The fixed samples.
     schedule, weights
         When the probe runs, and when weights are recorded (None: never).
+    batches
+        When the training batch's own activations are recorded, in steps; None: never.
+    batch_size
+        Samples that one process puts through the model between two optimizer steps, accumulated batches together;
+        needed with ``batches``. A smaller batch leaves the rest of its rows empty.
+    gradients
+        Record the gradient of the loss by every site's output too, in the batches stream.
     reduction
-        How outputs with more axes than (sample, unit) become units (``"max"``, ``"tokens"``,
-        ``["flatten", subset(units=64)]``, ...), for all sites or in a mapping by site name, glob or module class;
-        None: convolutions are averaged over space, three axes are refused.
+        How outputs with more axes than (sample, unit) become units: for all sites, or per site in a mapping; None:
+        convolutions are averaged over space, three axes are refused.
     dtype
         Recorded dtype of activations; ``"native"`` keeps each site's own.
+    autocast
+        The dtype under which the training loop autocasts; the probe runs under the same. None: without.
     optimizer
         Described in ``run.json``; never changed.
     hyperparameters
         Plain values that describe the run: learning rate, width, seed, ...
     forward
-        ``forward(model, batch)`` runs the model on one batch of the probe; None: see `Probe`. Autocast is off there
-        unless ``forward`` turns it on, wherever the training loop uses it.
+        ``forward(model, batch)`` runs the model on one batch of the probe; None: see `Probe`.
+    on_full
+        What happens when a snapshot is due and the buffers are full, because the disk is slower than the schedule:
+        ``"block"`` waits; ``"skip"`` leaves the snapshot out; ``"thin"`` also takes only every 2nd, 4th, ... due
+        snapshot of that stream until the writer has caught up. What is left out is recorded as a gap.
+    buffer_bytes
+        Most bytes of snapshots that wait for the disk. A crash loses at most these.
     strict
         True raises where the recorder would otherwise stop recording and let training go on.
     on_existing
@@ -94,8 +111,8 @@ class Recorder:
     Notes
     -----
     Training with and without the recorder is bit-identical: random states, modes, buffers and gradients are as if it
-    were not there. A snapshot costs the probe's forward passes, a copy of the sites, and the writer's compression and
-    file syncs.
+    were not there. A snapshot costs the training thread the probe's forward passes and one copy of the sites; a thread
+    of the recorder's compresses, syncs and commits. SIGTERM ends the loop by SystemExit, and what waits is committed.
     """
 
     def __init__(
@@ -107,44 +124,49 @@ class Recorder:
         sites: Sequence[Pattern] | None = None,
         schedule: Schedule | None = None,
         weights: Schedule | None = None,
-        reduction: Reductions | None = None,
+        batches: Schedule | None = None,
+        batch_size: int | None = None,
+        gradients: bool = False,
+        reduction: Any = None,
         dtype: RecordedType = "native",
+        autocast: torch.dtype | None = None,
         optimizer: Optimizer | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         forward: Forward | None = None,
+        on_full: OnFull = "block",
+        buffer_bytes: int = 2**28,
         strict: bool = False,
-        on_existing: Literal["resume", "error"] = "resume",
+        on_existing: OnExisting = "resume",
     ) -> None:
-        _check_model(model)
-        if not isinstance(probe, Probe):
-            raise InvalidArgumentError(
-                f"probe must be a Probe, e.g. Probe(train_set, size=1000); got {type(probe).__name__}."
-            )
-        check_choice("dtype", dtype, RecordedType)
-        check_choice("on_existing", on_existing, Literal["resume", "error"])
-        check_reductions(reduction)
-        self.path = Path(path).absolute()  # a loop may change the working folder
-        # The probe runs the eager module: hooks that are attached to a compiled one after its first call never fire.
-        self._model: nn.Module = getattr(model, "_orig_mod", model)
-        self._patterns = sites
-        self._probe = probe
-        self._schedules = {"probe": check_schedule("schedule", schedule if schedule is not None else every(epochs=1))}
-        if weights is not None:
-            self._schedules["weights"] = check_schedule("weights", weights)
-        self._reduction = reduction
-        self._dtype = dtype
-        self._optimizer = optimizer
-        self._hyperparameters = {name: check_plain(name, value) for name, value in (hyperparameters or {}).items()}
-        self._forward = forward if forward is not None else call_model
-        self._on_existing = on_existing
+        self._settings = check_settings(
+            path,
+            model,
+            sites=sites,
+            probe=probe,
+            schedule=schedule,
+            weights=weights,
+            batches=batches,
+            batch_size=batch_size,
+            gradients=gradients,
+            reduction=reduction,
+            dtype=dtype,
+            autocast=autocast,
+            optimizer=optimizer,
+            hyperparameters=hyperparameters,
+            forward=forward,
+            on_full=on_full,
+            buffer_bytes=buffer_bytes,
+            strict=strict,
+            on_existing=on_existing,
+        )
+        self.path = self._settings.path
         self._shield = Shield(self.path, strict=strict)
-        self._writer: RecordingWriter | None = None
-        self._plan: Plan | None = None
-        self._metrics = StepMetrics()
-        self._epoch: int | None = None  # the epoch under way, between its yield and its commit
-        self._completed = 0
-        self._step = 0
+        self._session: Session | None = None
+        self._last_statistics: Statistics | None = None
+        self._signals = contextlib.ExitStack()
+        self._epoch: int | None = None  # the epoch under way, between its begin and its commit
         self._training = False  # from the first epoch on, misplaced calls are told and ignored
+        self._stepped = False
 
     # Before training
 
@@ -165,9 +187,9 @@ class Recorder:
 
         Notes
         -----
-        Cost: loads the probe once, and runs one watched forward pass on its first batch.
+        Cost: loads the probe once, and runs a few forward passes on its first batch.
         """
-        return self._make_plan(epochs=epochs, steps_per_epoch=steps_per_epoch)[0]
+        return self._make_plan(find_place(), epochs=epochs, steps_per_epoch=steps_per_epoch, measure=True)[0]
 
     def __enter__(self) -> Recorder:
         """Plan, open the recording and take its lock.
@@ -177,40 +199,47 @@ class Recorder:
         DynomeError
             Whatever would stop the recording, before training has begun.
         """
-        from dynome_recorder.storage.writer import RecordingWriter
+        from dynome_recorder.session import Session
 
-        if self._writer is not None:
+        if self._session is not None:
             raise InvalidArgumentError(f"{self.path}: this recorder is open already.")
-        plan, trace = self._make_plan()
+        place = find_place()
+        plan, trace = together(place, lambda: self._make_plan(place))
+        settings = self._settings
         description = describe_run(
             plan,
             trace,
-            model=self._model,
-            probe=self._probe,
-            optimizer=self._optimizer,
-            hyperparameters=self._hyperparameters,
+            model=settings.model,
+            probe=settings.probe,
+            optimizer=settings.optimizer,
+            hyperparameters=settings.hyperparameters,
         )
-        self._writer = RecordingWriter.open(self.path, description, on_existing=self._on_existing)
-        self._plan, self._metrics, self._shield = plan, StepMetrics(), Shield(self.path, strict=self._shield.strict)
-        self._training, self._epoch = False, None
+        self._shield = Shield(self.path, strict=settings.strict)
+        self._session = Session(settings, plan, description, place)
+        self._training, self._stepped, self._epoch = False, False, None
         self._shield.remove_note()
+        self._signals.enter_context(ended_by_sigterm())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Publish, close and release the lock; an error of the training loop is never hidden by one of ours."""
-        writer, self._writer, self._epoch = self._writer, None, None
-        if writer is None:
+        """Commit what waits, publish, close and release the lock; an error of the training loop is never hidden."""
+        session, self._session, self._epoch = self._session, None, None
+        if session is None:
             return
-        if error is None and self.degraded is None:
-            with self._guard("closing the recording"):
-                writer.close()
-        else:
-            try:
-                writer.close()
-            except Exception as second:
-                logger.warning("%s: could not be closed cleanly: %s", self.path, second)
+        try:
+            if error is None and self.degraded is None:
+                with self._guard("closing the recording", session):
+                    session.close()
+            else:
+                try:
+                    session.close()
+                except Exception as second:
+                    logger.warning("%s: could not be closed cleanly: %s", self.path, second)
+        finally:
+            self._last_statistics = session.statistics
+            self._signals.close()
 
     @property
     def degraded(self) -> str | None:
@@ -218,26 +247,37 @@ class Recorder:
         return self._shield.degraded
 
     @property
+    def statistics(self) -> Statistics | None:
+        """What recording has cost this process since it was opened last; None before that."""
+        return self._session.statistics if self._session is not None else self._last_statistics
+
+    @property
     def committed_epoch(self) -> int | None:
-        """The last complete recorded epoch, or None: load its checkpoint before `epochs` starts."""
-        if self._writer is not None:
-            return self._writer.last_complete_epoch
-        complete = [record.epoch for record in self._live_records() if record.epoch_complete]
+        """The last complete recorded epoch, or None: load its checkpoint before training starts."""
+        if self._session is not None:
+            return self._session.committed_epoch
+        from dynome_recorder.storage.format import RUN_FILE
+        from dynome_recorder.storage.manifest import read_manifest
+
+        live = read_manifest(self.path).live if (self.path / RUN_FILE).exists() else ()
+        complete = [record.epoch for record in live if record.epoch_complete]
         return complete[-1] if complete else None
 
-    def resume_from(self, epoch: int) -> None:
-        """Go back to an earlier recorded epoch: later snapshots are marked superseded, nothing is deleted.
+    def resume_from(self, epoch: int, *, step: int | None = None) -> None:
+        """Say which epoch the restored checkpoint is of, where it is not `committed_epoch`.
 
-        Call it before `epochs`, with the model as it was after that epoch.
+        Call it before training, with the model as it was after that epoch, on every rank. Going back marks later
+        snapshots superseded and deletes nothing. Going on past the last recorded epoch (a crash took what was not
+        committed yet) records the epochs between as gaps; ``step`` then says how many optimizer steps were done.
 
         Raises
         ------
         InvalidArgumentError
-            If the epoch is not recorded, or training is under way.
+            If the epoch is not recorded, a gap is asked for without its step, or training is under way.
         """
         if self._training:
-            raise InvalidArgumentError("resume_from must be called before the loop over epochs() starts.")
-        self._opened("resume_from").rewind(epoch)
+            raise InvalidArgumentError("resume_from must be called before training starts.")
+        self._opened("resume_from").go_to(check_count("resume_from()", epoch, least=0), step=step)
 
     # Training
 
@@ -255,136 +295,166 @@ class Recorder:
             If ``count`` is no number of epochs or the recorder is not open.
         """
         count = check_count("epochs()", count, least=0)
-        committed = self._opened("epochs").last_complete_epoch
+        session = self._opened("epochs")
         if self.degraded is not None:
-            pass  # a second loop after recording stopped: training goes on where it was
-        elif committed is not None and committed >= count:
+            completed = session.completed  # a second loop after recording stopped: training goes on where it was
+        elif session.committed_epoch is not None and session.committed_epoch >= count:
             logger.info("%s: all %d epochs are recorded", self.path, count)
             return
-        elif committed is None:
-            self._completed = self._step = 0
-            self._opened("epochs").rewind(None)  # a repair may have lost epoch 0 and left step snapshots after it
-            self._commit(epoch=0, complete=True, metrics={})
         else:
-            self._continue_after(committed)
-        self._training = True
-        for epoch in range(self._completed + 1, count + 1):
-            self._epoch = epoch
+            completed = self.start()
+        for epoch in range(completed + 1, count + 1):
+            self.begin(epoch)
             yield epoch
             if self._epoch == epoch:
                 self.epoch()
 
-    def step(self, **metrics: Any) -> None:
+    def start(self, *, epoch: int | None = None, step: int | None = None) -> int:
+        """Make ready to train: check that the model is where the recording ends; a fresh one gets epoch 0.
+
+        For training loops that count their epochs themselves; `epochs` calls it. Then call `begin`, `step` and `epoch`.
+
+        Parameters
+        ----------
+        epoch, step
+            Where training goes on, if that is not the last recorded epoch: completed epochs and optimizer steps, as at
+            a checkpoint that was written within an epoch (see `mark`).
+
+        Returns
+        -------
+        int
+            The last completed epoch: 0 in a fresh recording.
+
+        Raises
+        ------
+        FingerprintError
+            If the model's parameters are not those of the last recorded epoch.
+        InvalidArgumentError
+            If the recorder is not open.
+        """
+        completed = self._opened("start").start(epoch=epoch, step=step)
+        self._training = True
+        return completed
+
+    def begin(self, epoch: int) -> None:
+        """Say that an epoch is now trained: the one after the last completed one."""
+        session = self._opened("begin")
+        if not self._training or epoch != session.completed + 1:
+            self._misplaced(
+                f"begin({epoch})", f"needs start() before it, and the epochs in order: {session.completed + 1} is next"
+            )
+            return
+        self._epoch = epoch
+
+    def step(self, *, sample_ids: Any = None, **metrics: Any) -> None:
         """Note that one optimizer step is done, with its metrics.
 
-        Metrics are numbers or one-element tensors; tensors are not read before the next commit, so no step waits for a
+        Metrics are numbers or one-element tensors; tensors are read by the writer thread, so no step waits for a
         device.
 
-        Runs the probe or copies weights where a schedule that counts steps says so. Cost otherwise: microseconds.
+        Runs the probe, or hands over the batch and the weights, where a schedule that counts steps says so. Cost
+        otherwise: microseconds.
+
+        Parameters
+        ----------
+        sample_ids
+            Whole numbers, one per sample of the batch, that say which samples these were; kept with a recorded batch.
         """
-        if self._epoch is None:
-            self._misplaced("step")
+        session = self._session
+        if self._epoch is None or session is None:
+            self._misplaced("step()", "belongs in the loop `for epoch in recorder.epochs(n):`")
             return
-        self._step += 1
         if self.degraded is not None:
+            session.step += 1
             return
-        with self._guard(f"step {self._step}"):
-            for name, value in self._usable(metrics).items():
-                self._metrics.add(self._step, name, value)
-            if any(schedule.due_step(self._step) for schedule in self._schedules.values()):
-                self._commit(epoch=self._completed, complete=False, metrics={})
+        # The first recorded batch is the canary of the stream: a site that cannot be recorded is told as an error.
+        first, self._stepped = not self._stepped, True
+        with self._guard(f"step {session.step + 1}", session, raising=(InvalidDataError,) if first else ()):
+            session.end_step(self._usable(metrics), sample_ids)
 
     def epoch(self, **metrics: Any) -> None:
-        """Commit the epoch that was just trained, with its metrics; when this returns, it is on disk."""
-        if self._epoch is None:
-            self._misplaced("epoch")
+        """Hand over the epoch that was just trained, with its metrics, to be committed; `flush` waits for that."""
+        session = self._session
+        if self._epoch is None or session is None:
+            self._misplaced("epoch()", "belongs at the end of the loop `for epoch in recorder.epochs(n):`, once")
             return
-        self._completed, self._epoch = self._epoch, None
+        session.completed, self._epoch = self._epoch, None
         if self.degraded is not None:
             return
-        with self._guard(f"epoch {self._completed}"):
-            self._commit(epoch=self._completed, complete=True, metrics=self._usable(metrics))
+        with self._guard(f"epoch {session.completed}", session):
+            session.commit(complete=True, metrics=self._usable(metrics))
+
+    def note(self, **metrics: Any) -> None:
+        """Add metrics to the step noted last, for loops that know them only later."""
+        session = self._session
+        if session is None or not self._training:
+            self._misplaced("note()", "belongs behind a step()")
+        elif self.degraded is None:
+            with self._guard(f"step {session.step}", session):
+                session.note(self._usable(metrics))
+
+    def mark(self) -> None:
+        """Make this step one at which training can go on, and wait until it is on disk: call it with a checkpoint.
+
+        The end of an epoch is one without that. No snapshot is taken.
+        """
+        session = self._session
+        if session is None or not self._training:
+            self._misplaced("mark()", "belongs behind a step()")
+        elif self.degraded is None:
+            with self._guard(f"step {session.step}", session):
+                session.commit(complete=False, metrics={}, hashed=True, due=())
+                session.drain()
 
     def flush(self) -> None:
-        """Return when everything that was committed is published, so that plain Zarr readers see it too."""
-        writer = self._opened("flush")
+        """Return when everything handed over is on disk, by all ranks, and published for plain Zarr readers."""
+        session = self._opened("flush")
         if self.degraded is None:
-            with self._guard("flush"):
-                writer.flush()
+            with self._guard("flush", session):
+                session.flush()
 
     # Parts
 
-    def _make_plan(self, *, epochs: int = 100, steps_per_epoch: int | None = None) -> tuple[Plan, Trace]:
+    def _make_plan(self, place: Place, **length: Any) -> tuple[Plan, Trace]:
+        settings = self._settings
         return make_plan(
             self.path,
-            self._model,
-            patterns=self._patterns,
-            probe=self._probe,
-            forward=self._forward,
-            reduction=self._reduction,
-            dtype=self._dtype,
-            schedules=self._schedules,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
+            settings.model,
+            patterns=settings.patterns,
+            probe=settings.probe,
+            forward=settings.forward,
+            reduction=settings.reduction,
+            dtype=settings.dtype,
+            schedules=settings.schedules,
+            batch_size=settings.batch_size,
+            gradients=settings.gradients,
+            parts=_recorded_parts(self.path) or place.world,
+            buffer_bytes=settings.buffer_bytes,
+            on_full=settings.on_full,
+            autocast=settings.autocast,
+            **({"epochs": 100, "steps_per_epoch": None} | length),
         )
 
-    def _guard(self, doing: str) -> AbstractContextManager[None]:
-        return self._shield.stop_recording_on_error(doing, epoch=self._completed, step=self._step)
+    @contextlib.contextmanager
+    def _guard(self, doing: str, session: Session, *, raising: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Let training go on where the block fails, count its time, and leave nothing behind once recording stopped."""
+        started = time.perf_counter()
+        try:
+            with self._shield.stop_recording_on_error(
+                doing, epoch=session.completed, step=session.step, raising=raising
+            ):
+                yield
+        finally:
+            session.blocked_seconds += time.perf_counter() - started
+            if self.degraded is not None:
+                session.abandon()
 
-    def _continue_after(self, committed: int) -> None:
-        """Check that the model is where the recording ended, and take up its counters."""
-        writer = self._opened("epochs")
-        record = writer.last
-        if record is None or not record.epoch_complete:  # it was killed between step snapshots, after that epoch
-            record = [one for one in self._live_records() if one.epoch_complete][-1]
-        if record.parameters != hash_parameters(self._model):
-            raise FingerprintError(
-                f"{self.path}: the model's parameters are not those recorded after epoch {committed};"
-                f" restore the checkpoint of epoch {committed} (recorder.committed_epoch) before epochs(), or go back"
-                " with recorder.resume_from(epoch) to an epoch whose checkpoint you have."
-            )
-        writer.rewind(committed)  # supersedes step snapshots of an epoch that did not end: it is trained again
-        self._completed, self._step = committed, record.step
-        self._metrics = StepMetrics()  # of an epoch that was left early: it is trained again
-        logger.info("%s: continues after epoch %d", self.path, committed)
-
-    def _commit(self, *, epoch: int, complete: bool, metrics: Mapping[str, Any]) -> None:
-        from dynome_recorder.storage.writer import Moment
-
-        writer = self._opened("commit")
-        due = {
-            stream: schedule.due_epoch(epoch) if complete else schedule.due_step(self._step)
-            for stream, schedule in self._schedules.items()
-        }
-        captured = None
-        if due["probe"] and self._plan is not None:
-            captured = capture(self._model, self._plan.sites, probe=self._probe, forward=self._forward)
-        writer.commit(
-            Moment(
-                epoch=epoch,
-                step=self._step,
-                epoch_complete=complete,
-                parameters=hash_parameters(self._model),
-                probe=captured.activations if captured is not None else None,
-                weights=copy_weights(self._model) if due.get("weights") else None,
-                step_metrics=self._metrics.drain(),
-                epoch_metrics=to_numbers(metrics),
-                health=captured.health if captured is not None else {},
-            )
-        )
-
-    def _live_records(self) -> Sequence[CommitRecord]:
-        from dynome_recorder.storage.format import RUN_FILE
-        from dynome_recorder.storage.manifest import read_manifest
-
-        return read_manifest(self.path).live if (self.path / RUN_FILE).exists() else ()
-
-    def _opened(self, method: str) -> RecordingWriter:
-        if self._writer is None:
+    def _opened(self, method: str) -> Session:
+        if self._session is None:
             raise InvalidArgumentError(
                 f"{self.path}: {method}() needs an open recorder; use it inside `with recorder:`."
             )
-        return self._writer
+        return self._session
 
     def _usable(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metrics that can be recorded; what cannot is told once per name and left out."""
@@ -393,24 +463,21 @@ class Recorder:
             try:
                 usable[name] = take_metric(name, value)
             except Exception as error:
-                if self._shield.strict:
+                if self._settings.strict:
                     raise
                 self._shield.tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
         return usable
 
-    def _misplaced(self, method: str) -> None:
-        text = (
-            f"{self.path}: {method}() belongs in the loop `for epoch in recorder.epochs(n):`, epoch() once at its end."
-        )
-        if self._shield.strict or not self._training:
+    def _misplaced(self, call: str, where: str) -> None:
+        text = f"{self.path}: {call} {where}."
+        if self._settings.strict or not self._training:
             raise InvalidArgumentError(text)
-        self._shield.tell(method, f"{text} It is ignored; training goes on.")
+        self._shield.tell(call, f"{text} It is ignored; training goes on.")
 
 
-def _check_model(model: Any) -> None:
-    try:
-        from torch import nn
-    except ImportError as error:
-        raise MissingExtraError('Recorder needs torch; install it with: pip install "dynome[torch]"') from error
-    if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+def _recorded_parts(path: Path) -> int | None:
+    """Return into how many parts the recording that is there cuts its snapshots; None where none is there."""
+    from dynome_recorder.storage.format import RUN_FILE
+    from dynome_recorder.storage.run import parts, read_run
+
+    return parts(read_run(path)) if (path / RUN_FILE).is_file() else None

@@ -11,6 +11,7 @@ from dynome_recorder.capture.reductions import RecordedType, check_choice, check
 from dynome_recorder.description import check_plain
 from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 from dynome_recorder.schedule import Schedule, check_count, check_schedule, every
+from dynome_recorder.tracing.layers import plain_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,11 +32,14 @@ class Settings:
 
     Attributes
     ----------
+    called, model
+        The model as the training loop calls it, and the plain module inside its wrappers.
     schedules
         Per stream that is recorded: when. "probe" always, "batches" and "weights" where asked for.
     """
 
     path: Path
+    called: nn.Module
     model: nn.Module
     patterns: Sequence[Pattern] | None
     probe: Probe
@@ -114,7 +118,8 @@ def check_settings(
         schedules["weights"] = check_schedule("weights", weights)
     return Settings(
         path=Path(path).absolute(),  # a loop may change the working folder
-        model=_plain_module(model),
+        called=model,
+        model=plain_module(model),
         patterns=sites,
         probe=probe,
         schedules=schedules,
@@ -142,19 +147,15 @@ def _check_model(model: Any) -> None:
         raise InvalidArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
 
 
-def _plain_module(model: nn.Module) -> nn.Module:
+def plain_module(model: nn.Module) -> nn.Module:
     """Return the module inside wrappers that only compile or distribute it: sites are named by its own paths."""
-    from torch import nn
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(inner, nn.Module):
-            model = inner
-        elif isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        else:
+        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else plain_model(model)
+        if inner is model:
             return model
+        model = inner
 
 
 def _check_autocast(dtype: Any) -> torch.dtype | None:

@@ -47,12 +47,17 @@ class Shield:
         self._told: set[str] = set()
 
     @contextlib.contextmanager
-    def stop_recording_on_error(self, doing: str, *, epoch: int, step: int) -> Iterator[None]:
-        """Let training go on where the block fails: mark the run degraded and say so in one line."""
+    def stop_recording_on_error(
+        self, doing: str, *, epoch: int, step: int, raising: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Let training go on where the block fails: mark the run degraded and say so in one line.
+
+        Errors of the kinds in ``raising`` pass, for what may still be told as an error: the canary.
+        """
         try:
             yield
         except Exception as error:
-            if self.strict:
+            if self.strict or isinstance(error, raising):
                 raise
             logger.debug("recording failed", exc_info=True)
             self.degraded = f"{doing}: {_one_line(error)}"

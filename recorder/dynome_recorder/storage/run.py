@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["RunDescription", "check_fingerprint", "layouts", "parts", "read_run", "run_document", "streams"]
+__all__ = ["RunDescription", "check_fingerprint", "layouts", "parts", "read_run", "run_document", "share_of", "streams"]
 
 # What run.json says is joined to paths: nothing in it may lead out of the store.
 _ARRAY_PATH = re.compile(
@@ -222,6 +222,15 @@ def streams(run: Mapping[str, Json]) -> tuple[str, ...]:
 def parts(run: Mapping[str, Json]) -> int:
     """Return into how many parts the samples of a snapshot are cut."""
     return int(run["fingerprint"].get("parts", 1))
+
+
+def share_of(rank: int, world: int, count: int) -> range:
+    """Return which of a probe snapshot's ``count`` parts a rank writes: neighbours, so that its rows lie together.
+
+    As many parts as there were ranks when the recording was started; a session of another size shares them out. Of a
+    batch, rank r has part r, and ranks beyond the parts have none.
+    """
+    return range(rank * count // world, (rank + 1) * count // world)
 
 
 def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:

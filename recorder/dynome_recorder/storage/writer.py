@@ -11,7 +11,6 @@ import logging
 import time
 import uuid
 from concurrent.futures import wait
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -46,6 +45,7 @@ from dynome_recorder.storage.format import (
 from dynome_recorder.storage.layout import ArraySpec, BulkLayout, compress
 from dynome_recorder.storage.lifecycle import acquire_lock, create, is_new, resume, storage_errors
 from dynome_recorder.storage.manifest import committed_state
+from dynome_recorder.storage.moment import Moment
 from dynome_recorder.storage.publish import Publisher, stream_of
 from dynome_recorder.storage.run import RunDescription, layouts, normalised, run_document
 from dynome_recorder.storage.sweep import find_stale_views
@@ -66,42 +66,6 @@ logger = logging.getLogger(__name__)
 
 WRITE_THREADS = 4
 """Files of one moment are compressed and synced side by side; file systems merge concurrent syncs into few."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What is committed at once.
-
-    Attributes
-    ----------
-    epoch, step
-        Epochs and optimizer steps completed.
-    epoch_complete
-        Whether training can resume after this epoch.
-    parameters
-        Hash of the model's parameters, or "".
-    probe
-        Activations per site, shape (sample, unit), every site; None where this moment has no probe snapshot. bfloat16
-        arrives as uint16 bit patterns.
-    weights
-        Parameters per name; None where this moment has no weights snapshot.
-    step_metrics
-        Per name: steps and values since the last moment.
-    epoch_metrics
-        Per name: value of this epoch.
-    health
-        Per site: counts of "nan", "inf", "overflow".
-    """
-
-    epoch: int
-    step: int
-    epoch_complete: bool = True
-    parameters: str = ""
-    probe: Mapping[str, NDArray[Any]] | None = None
-    weights: Mapping[str, NDArray[Any]] | None = None
-    step_metrics: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
-    epoch_metrics: Mapping[str, float] = field(default_factory=dict)
-    health: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class RecordingWriter:
@@ -143,6 +107,9 @@ class RecordingWriter:
         on_existing: Literal["resume", "error"] = "resume",
         run_id: str | None = None,
         clock: Callable[[], float] = time.time,
+        rank: int = 0,
+        world: int = 1,
+        first_sequence: int | None = None,
     ) -> Self:
         """Start a recording, or continue the one that is there.
 
@@ -209,7 +176,7 @@ class RecordingWriter:
         self.last: CommitRecord | None = state.live[-1] if state.live else None
         self._tail: CommitRecord | None = state.records[-1] if state.records else None
         self._lengths = {stream: len(state.status[stream]) for stream in STREAMS}
-        self._views: Views = build_views(list(self._run["fingerprint"]["sites"]), state)
+        self._views: Views = build_views(self._run, state)
         complete = [record.epoch for record in state.live if record.epoch_complete]
         self.last_complete_epoch: int | None = complete[-1] if complete else None
 
@@ -303,8 +270,23 @@ class RecordingWriter:
             if epoch is not None and epoch not in complete:
                 known = ", ".join(map(str, complete)) or "none"
                 raise InvalidArgumentError(f"{self.path}: epoch {epoch} is not committed; committed epochs: {known}.")
-            keep = -1 if epoch is None else complete[epoch]
-            if not state.live or state.live[-1].sequence == keep:
+            self.rewind_to(-1 if epoch is None else complete[epoch])
+
+    @property
+    def live(self) -> Sequence[CommitRecord]:
+        """The committed moments that no rewind left behind, in order. Cost: reads the log."""
+        return committed_state(self.path, self._run).live
+
+    def wait_committed(self, sequence: int, timeout: float) -> bool:
+        """Return whether all ranks have committed."""
+        return True
+
+    def rewind_to(self, keep: int) -> None:
+        """Go back to a record: what was recorded after it is superseded; -1 supersedes everything."""
+        self._check_usable()
+        with storage_errors(self.path):
+            state = committed_state(self.path, self._run)
+            if not state.live or state.live[-1].sequence <= keep:
                 return
             with self._all_or_nothing({}):
                 record = self._append(
