@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +126,7 @@ def missing_call(site: Site, fired: int) -> str:
 @contextlib.contextmanager
 def _probing(model: nn.Module, *, seed: int, autocast: torch.dtype | None) -> Iterator[None]:
     """Leave the model undisturbed inside the block and run it eagerly; a failing pass becomes one clear line."""
-    import torch
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(undisturbed(model, seed=seed))
-        if "torch._dynamo" in sys.modules:  # something may be compiled; nothing is where this was never imported
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if autocast is not None:
-            # Without its cache, which inside the training loop's own autocast may hold casts of older weights.
-            stack.enter_context(torch.autocast(device_of(model).type, dtype=autocast, cache_enabled=False))
+    with undisturbed(model, seed=seed, autocast=autocast):
         try:
             yield
         except (InvalidArgumentError, InvalidDataError):
