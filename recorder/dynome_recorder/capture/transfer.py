@@ -68,7 +68,8 @@ class Slot:
         self.nbytes = memory.numel()
         self._pool = pool
         self._backend = pool.backend
-        self._memory = memory
+        self._memory: torch.Tensor | None = memory
+        self._extra_host: torch.Tensor | None
         self._hosts, self._extra_host = _carve(memory, self.specs)
         self._extra_names: list[str] = []
         self._staging: _Staging | None = None
@@ -128,8 +129,8 @@ class Slot:
         side = self._after_current()
         for name, source in sources.items():
             self._backend.copy(self._hosts[name], source, side)
-            self._backend.keep(source, side)
         self._event = self._backend.record_event(side)
+        # Whoever lets go of a source does so behind this wait: the allocator need not know of the side stream.
         self._backend.wait_event(self._backend.current_stream(), self._event)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -149,7 +150,7 @@ class Slot:
     def extra_numbers(self) -> dict[str, int]:
         """Wait for the copies and return the extras; for the writer thread."""
         self._wait()
-        if self._extra_names:
+        if self._extra_names and self._extra_host is not None:
             return dict(zip(self._extra_names, self._extra_host.tolist(), strict=False))
         return {name: int(value) for name, value in self.extras.items()}
 
@@ -163,7 +164,7 @@ class Slot:
         side, current = backend.side_stream(), backend.current_stream()
         extras = self._pool._gather(self.extras) if self.extras and backend.stages else None
         backend.wait_event(side, backend.record_event(current))
-        if extras is not None:
+        if extras is not None and self._extra_host is not None:
             self._extra_names = list(self.extras)
             backend.copy(self._extra_host[: len(extras)], extras, side)
             backend.keep(extras, side)
@@ -175,7 +176,17 @@ class Slot:
             staging.read = event
             self._pool._return_staging(staging)
 
+    def _give_up(self) -> torch.Tensor:
+        """Return the memory and let go of it: hooks that come late find no buffer, instead of another snapshot's."""
+        memory = self._memory
+        assert memory is not None
+        self._memory = self._extra_host = None
+        self._hosts.clear()
+        return memory
+
     def _wait(self) -> None:
+        if self._memory is None:
+            raise RuntimeError("a slot was released before it was read")
         if not self._filled:
             raise RuntimeError("a slot must be sent, or copied to, before it is read")
         if not self._landed:
@@ -343,8 +354,9 @@ class SlotPool:
             if slot._staging is not None:  # never sent: the next writes must stand behind those of its hooks
                 slot._return_staging(self.backend.record_event(slot._staging.stream))
             # Where nobody waited for the copies they may be under way: torch keeps such memory until they are done.
+            memory = slot._give_up()
             if not self._stopped and (slot._landed or slot._event is None):
-                self._kept.append(slot._memory)
+                self._kept.append(memory)
             self._changed.notify_all()
 
     def _lend_staging(self, specs: Mapping[str, BufferSpec]) -> _Staging:
