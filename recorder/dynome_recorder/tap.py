@@ -21,6 +21,7 @@ from dynome_recorder.capture.reductions import (
     layout_site,
 )
 from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
+from dynome_recorder.settings import plain_module
 from dynome_recorder.tensors import Keep, Tensors, show_tensors
 from dynome_recorder.tracing.layers import class_name, is_scripted
 from dynome_recorder.tracing.outputs import Output, OutputPath, judge, leaves
@@ -131,7 +132,7 @@ class Activations(Tensors):
     ) -> None:
         """Use `tap`."""
         super().__init__(keep, what="activation")
-        plain = _without_data_parallel(model)
+        plain = plain_module(model)
         self.gradients = Tensors(keep, what="gradient")
         self.passes = 0
         self._modules = modules_by_path(plain)
@@ -331,14 +332,3 @@ def _module_parts(pattern: str) -> tuple[str, ...]:
     """Return what of a pattern may name a module: the whole, without the output, without the call."""
     module = pattern.partition(":")[0]
     return pattern, module, module.rpartition("@")[0] or module
-
-
-def _without_data_parallel(model: nn.Module) -> nn.Module:
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    while isinstance(model, (DataParallel, DistributedDataParallel)):
-        inside = model.module
-        if not hasattr(inside, "named_modules"):
-            break
-        model = inside
-    return model
