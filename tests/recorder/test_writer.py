@@ -26,7 +26,7 @@ from dynome_recorder.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from dynome_recorder.storage import files, publish, writer
+from dynome_recorder.storage import bulk, commits, committing, files, publish, writer
 from dynome_recorder.storage.format import seal, unseal
 from dynome_recorder.storage.lifecycle import acquire_lock
 from dynome_recorder.storage.manifest import read_manifest
@@ -487,19 +487,28 @@ def test_a_start_that_was_cut_off_starts_again(tmp_path, monkeypatch, point):
 
 def failing_disk(monkeypatch, *, allowed, code=errno.ENOSPC):
     """Let the next `allowed` file writes pass and make all later ones fail, as a disk that fills up does."""
-    real = files.write_file
-    left = [allowed]
+    real_file, real_pieces = files.write_file, files.write_pieces
+    left, lock = [allowed], threading.Lock()
+
+    def take(path, data):
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                path.write_bytes(data[: len(data) // 2])  # a full disk leaves a part
+                raise OSError(code, os.strerror(code), str(path))
 
     def write_file(path, data, *, sync):
-        if left[0] <= 0:
-            path.write_bytes(data[: len(data) // 2])  # a full disk leaves a part
-            raise OSError(code, os.strerror(code), str(path))
-        left[0] -= 1
-        real(path, data, sync=sync)
+        take(path, data)
+        real_file(path, data, sync=sync)
+
+    def write_pieces(path, pieces, *, written):
+        pieces = list(pieces)
+        take(path, b"".join(pieces))
+        real_pieces(path, pieces, written=written)
 
     monkeypatch.setattr(files, "write_file", write_file)
-    monkeypatch.setattr(writer, "write_file", write_file)
-    return left
+    monkeypatch.setattr(commits, "write_file", write_file)
+    monkeypatch.setattr(bulk, "write_pieces", write_pieces)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
@@ -566,7 +575,7 @@ def test_a_sync_that_fails_behind_the_rename_stops_the_writer(tmp_path, monkeypa
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync_folder", failing)
+        patch.setattr(committing, "sync_folder", failing)
         with pytest.raises(StorageError):
             recording.commit(expected[1])
     with pytest.raises(StorageError, match="open the recording again"):
@@ -591,9 +600,9 @@ def test_an_interrupt_during_a_commit_never_overwrites_it(tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         if where == "views":
-            patch.setattr(recording._views, "append", interrupt)  # behind the rename
+            patch.setattr(recording._showing._views, "append", interrupt)  # behind the rename
         else:
-            patch.setattr(writer, "write_record", interrupt)  # before it
+            patch.setattr(commits.StagedRecord, "commit", interrupt)  # before it
         with pytest.raises(KeyboardInterrupt):
             recording.commit(expected[1])
     if where == "views":
@@ -684,7 +693,7 @@ def test_a_real_read_only_folder(tmp_path):
 
 @pytest.mark.usefixtures("real_sync")
 def test_everything_is_synced_before_the_record_is_renamed(tmp_path, monkeypatch):
-    """Against a power cut: files and their names first, then the record's content, then its name, then its folder."""
+    """Against a power cut: files, their names and the record's content first, then its name, then its folder."""
     events = []
     real_fsync, real_replace = os.fsync, Path.replace
 
@@ -704,8 +713,8 @@ def test_everything_is_synced_before_the_record_is_renamed(tmp_path, monkeypatch
         commit = events.index(("rename", str(path / "commits/00000000.json")))
         for name in record.files:
             file = path / "store.zarr" / name
-            assert events.index(("sync", str(file))) < events.index(("sync", str(file.parent))) < commit
-        assert events[commit - 1] == ("sync", str(path / "commits/00000000.json.partial"))
+            assert max(events.index(("sync", str(file))), events.index(("sync", str(file.parent)))) < commit
+        assert events.index(("sync", str(path / "commits/00000000.json.partial"))) < commit
         assert events[commit + 1] == ("sync", str(path / "commits"))
         assert len(events) == 2 * len(record.files) + 3
 

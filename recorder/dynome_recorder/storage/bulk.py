@@ -35,30 +35,33 @@ class BulkFiles:
     ----------
     store
         The folder ``store.zarr``.
-    parts
+    contents
         What is written, by path below it.
-    workers
-        Who does the work.
     """
 
-    def __init__(self, store: Path, parts: Mapping[str, PartData], workers: Workers) -> None:
+    def __init__(self, store: Path, contents: Mapping[str, PartData]) -> None:
         self._store = store
+        self._contents = contents
+        self._workers: Workers | None = None
+        self._written: dict[str, Future[FileEntry]] = {name: Future() for name in contents}
+        self._pending: list[Future[Any]] = []
+
+    def start(self, workers: Workers) -> None:
+        """Begin to compress and write."""
         self._workers = workers
-        self._written: dict[str, Future[FileEntry]] = {name: Future() for name in parts}
         # Inner chunks are queued before the files that wait for them: these can never fill the pool while what they
         # wait for has not started. What is one chunk is compressed by the thread that writes it.
         pieces: dict[str, list[Callable[[], bytes]]] = {
             name: [
                 partial(compress, piece)
-                if part.layout.inner == part.layout.chunk
+                if content.layout.inner == content.layout.chunk
                 else workers.submit(partial(compress, piece)).result
-                for piece in part.layout.pieces(part.data)
+                for piece in content.layout.pieces(content.data)
             ]
-            for name, part in parts.items()
+            for name, content in self._contents.items()
         }
-        self._pending: list[Future[Any]] = [
-            workers.submit(partial(self._write, name, part.layout, pieces[name])) for name, part in parts.items()
-        ]
+        for name, content in self._contents.items():
+            self.also(partial(self._write, name, content.layout, pieces[name]))
 
     def entries(self) -> dict[str, FileEntry]:
         """Return size and crc32 of every file by path, as soon as all are written; they may not be synced yet.
@@ -71,7 +74,8 @@ class BulkFiles:
         return {name: future.result() for name, future in self._written.items()}
 
     def also(self, doing: Callable[[], Any]) -> None:
-        """Do something beside the syncs that `wait` waits for too."""
+        """Do something beside the syncs, which `wait` waits for too."""
+        assert self._workers is not None
         self._pending.append(self._workers.submit(doing))
 
     def sync_folders(self) -> None:

@@ -243,6 +243,24 @@ def record_path(folder: Path, sequence: int, rank: int = 0) -> Path:
     return folder / f"{sequence:08d}{_rank_suffix(rank)}.json"
 
 
+def record_exists(folder: Path, sequence: int, rank: int = 0) -> bool:
+    """Return whether a rank's record is there, alone or in a segment."""
+    first = sequence // SEGMENT_LENGTH * SEGMENT_LENGTH
+    # The single file first: it is deleted only after its segment is there.
+    return (
+        record_path(folder, sequence, rank).exists()
+        or segment_path(folder, first, first + SEGMENT_LENGTH - 1, rank).exists()
+    )
+
+
+def record_is_absent(folder: Path, sequence: int, rank: int = 0) -> bool:
+    """Return whether a rank's record is surely not there; False where nobody can tell."""
+    try:
+        return not record_exists(folder, sequence, rank)
+    except OSError:
+        return False
+
+
 def segment_path(folder: Path, first: int, last: int, rank: int = 0) -> Path:
     """Return where the records of a block are stored together."""
     return folder / f"segment-{first:08d}-{last:08d}{_rank_suffix(rank)}.jsonl"

@@ -41,7 +41,7 @@ INNER_BYTES = 2**20
 LARGEST_CHUNK = 2**21
 ZSTD_LEVEL = 1
 FAST_LEVEL = -1
-"""Of zstd, for data that level 1 hardly makes smaller: six times as fast, and no smaller at all. Any level reads alike."""
+"""Of zstd, for data that level 1 hardly makes smaller: six times as fast, no smaller at all. Any level reads alike."""
 LEAST_GAIN = 1.12
 SAMPLE_BYTES = 2**13
 """Dense float32 gains 1.08 (at 0.7 GB/s on one core), dense bfloat16 1.29, float32 behind a ReLU 1.77; measured on

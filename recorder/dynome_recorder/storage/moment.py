@@ -9,6 +9,7 @@ import numpy as np
 
 from dynome_recorder.errors import InvalidArgumentError
 from dynome_recorder.storage.format import STREAMS, Json, encode_component
+from dynome_recorder.storage.run import parts, share_of
 from dynome_recorder.storage.views import HEALTH_PROBLEMS
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Moment:
         Hash of the model's parameters, or "".
     probe
         Activations per site, shape (sample, unit), every site; None where this moment has no probe snapshot. bfloat16
-        arrives as uint16 bit patterns. With several ranks: the rows of this rank's parts (part p belongs to rank p
-        modulo the number of ranks), in the order of the parts.
+        arrives as uint16 bit patterns. With several ranks: the rows of this rank's share of the parts (`share_of`); a
+        rank without any gives an empty mapping.
     weights
         Parameters per name; None where this moment has no weights snapshot.
     batches, gradients
@@ -106,7 +107,7 @@ class CheckedMoment:
         The moment itself.
     streams
         Streams that have a snapshot here, skipped ones too.
-    parts
+    contents
         What is written by this rank.
     samples
         Samples of this rank's batch; empty where it writes none.
@@ -116,7 +117,7 @@ class CheckedMoment:
 
     moment: Moment
     streams: tuple[str, ...]
-    parts: tuple[PartData, ...]
+    contents: tuple[PartData, ...]
     samples: tuple[int, ...]
     health: dict[str, dict[str, int]]
     batch_health: dict[str, dict[str, int]]
@@ -143,6 +144,7 @@ class MomentCheck:
     ) -> None:
         self._path = path
         self._fingerprint = run["fingerprint"]
+        self._parts = parts(run)
         self._layouts = layouts
         self._rank, self._world = rank, world
 
@@ -161,32 +163,28 @@ class MomentCheck:
         for stream in skipped:
             if stream not in STREAMS or given[stream] is not None:
                 raise InvalidArgumentError(f"{self._path}: {stream!r} cannot be skipped; it is unknown or given.")
-        parts: list[PartData] = []
+        contents: list[PartData] = []
         if moment.probe is not None:
-            parts += self._probe(moment.probe)
+            contents += self._probe(moment.probe)
         if given["weights"] is not None:
-            parts += [
+            contents += [
                 PartData(layout, 0, self._fitting(name, layout, array, layout.shape))
                 for name, layout, array in self._match("weights", given["weights"])
             ]
         samples: tuple[int, ...] = ()
         if moment.batches is not None:
-            parts += self._batches(moment)
+            contents += self._batches(moment)
             if self._rank < self._parts and moment.rows:
                 samples = (int(moment.rows),)
         return CheckedMoment(
             moment=moment,
             streams=tuple(stream for stream in STREAMS if given[stream] is not None or stream in skipped),
-            parts=tuple(parts),
+            contents=tuple(contents),
             samples=samples,
             health=self._health(moment.health, "sites"),
             batch_health=self._health(moment.batch_health, "batches"),
             metrics={} if self._rank else _metrics(moment),
         )
-
-    @property
-    def _parts(self) -> int:
-        return int(self._fingerprint.get("parts", 1))
 
     def _match(self, kind: str, given: Mapping[str, Any]) -> Iterator[tuple[str, BulkLayout, NDArray[Any]]]:
         """Yield name, layout and array of each entry of a kind; all must be there, and no others."""
@@ -212,7 +210,7 @@ class MomentCheck:
 
     def _probe(self, given: Mapping[str, NDArray[Any]]) -> Iterator[PartData]:
         """Yield this rank's parts of a probe snapshot."""
-        mine = range(self._rank, self._parts, self._world)
+        mine = share_of(self._rank, self._world, self._parts)
         if not mine and not given:
             return
         for name, layout, array in self._match("sites", given):
