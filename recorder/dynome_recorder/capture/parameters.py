@@ -37,8 +37,12 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for path, module in model.named_modules()
         for name in module._non_persistent_buffers_set
     }
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name not in unsaved}
-    return {**dict(model.named_parameters()), **buffers}
+    # Not `remove_duplicate`: of a buffer with two names the first may be the one that is not saved.
+    saved: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in unsaved:
+            saved.setdefault(id(buffer), (name, buffer))
+    return {**dict(model.named_parameters()), **dict(saved.values())}
 
 
 def digest_state(arrays: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str]) -> str:
@@ -70,14 +74,6 @@ def hash_parameters(model: nn.Module) -> str:
     state = state_tensors(model)
     arrays = {name: to_host_array(tensor.detach().cpu()) for name, tensor in state.items()}
     return digest_state(arrays, {name: dtype_name(tensor) for name, tensor in state.items()})
-
-
-def copy_weights(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copy every parameter to the host, tied ones once under their first name; bfloat16 as bit pattern."""
-    import torch
-
-    with torch.no_grad():
-        return {name: to_host_array(value.detach().to("cpu", copy=True)) for name, value in model.named_parameters()}
 
 
 def to_host_array(values: torch.Tensor) -> NDArray[Any]:

@@ -6,13 +6,11 @@ dtype is the copy), since the next operation may overwrite the tensor in place; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.capture.batch_hooks import InertHook, count_infinite
-from dynome_recorder.capture.health import read_health
 from dynome_recorder.capture.probe import Forward, Probe, to_device
-from dynome_recorder.capture.transfer import BufferSpec, HostBackend, Slot, SlotPool
+from dynome_recorder.capture.transfer import BufferSpec, Slot
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.tracing.canary import missing_call
 from dynome_recorder.tracing.isolation import device_of, undisturbed
@@ -22,26 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
-    from numpy.typing import NDArray
     from torch import nn
 
     from dynome_recorder.capture.reductions import SiteLayout
-
-
-@dataclass(frozen=True)
-class Captured:
-    """The activations of one run of the probe.
-
-    Attributes
-    ----------
-    activations
-        Per site, shape (sample, unit) in the recorded dtype; bfloat16 as its bit pattern in uint16.
-    health
-        Per site with any, what `read_health` says.
-    """
-
-    activations: dict[str, NDArray[Any]]
-    health: dict[str, dict[str, int]]
 
 
 def site_specs(layouts: Sequence[SiteLayout], samples: int) -> dict[str, BufferSpec]:
@@ -52,11 +33,6 @@ def site_specs(layouts: Sequence[SiteLayout], samples: int) -> dict[str, BufferS
     }
 
 
-@overload
-def capture(model: nn.Module, layouts: Sequence[SiteLayout], *, probe: Probe, forward: Forward) -> Captured: ...
-
-
-@overload
 def capture(
     model: nn.Module,
     layouts: Sequence[SiteLayout],
@@ -66,19 +42,7 @@ def capture(
     slot: Slot,
     rows: slice | None = None,
     autocast: torch.dtype | None = None,
-) -> None: ...
-
-
-def capture(
-    model: nn.Module,
-    layouts: Sequence[SiteLayout],
-    *,
-    probe: Probe,
-    forward: Forward,
-    slot: Slot | None = None,
-    rows: slice | None = None,
-    autocast: torch.dtype | None = None,
-) -> Captured | None:
+) -> None:
     """Run the probe through the model once, and write the activations of its sites to a slot; `Slot.send` is next.
 
     Parameters
@@ -109,14 +73,6 @@ def capture(
     -----
     Cost: the forward passes of the probe, and one copy per site.
     """
-    if slot is None:
-        slot = SlotPool(0, device=device_of(model), backend=HostBackend()).acquire(
-            site_specs(layouts, probe.size), block=True
-        )
-        assert slot is not None
-        capture(model, layouts, probe=probe, forward=forward, slot=slot, rows=rows, autocast=autocast)
-        slot.send()
-        return Captured(slot.arrays(), read_health(slot))
     device = device_of(model)
     by_module: dict[str, dict[int, list[SiteLayout]]] = {}
     for layout in layouts:
@@ -150,7 +106,6 @@ def capture(
                 handle.remove()
     for hook in hooks:
         slot.extras.update(hook.infinite)
-    return None
 
 
 class _Hook:
