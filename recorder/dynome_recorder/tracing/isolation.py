@@ -42,7 +42,9 @@ def preserved_random_state(*, seed: int, model: nn.Module | None = None) -> Iter
     """
     import torch
 
-    devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())} if model else set()
+    # Not `if model`: a module may have a length, and a compiled one fails where it has none.
+    tensors = itertools.chain(model.parameters(), model.buffers()) if model is not None else ()
+    devices = {tensor.device for tensor in tensors}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's global generator
     torch_state = torch.get_rng_state()
