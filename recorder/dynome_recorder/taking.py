@@ -112,7 +112,10 @@ class MomentTaker:
             If a site did not fire, or not with the planned shape; or the sample ids do not fit.
         """
         batch = self._batch
-        if batch is None or batch.slot is None or self.watcher is None:
+        if batch is None:
+            return
+        batch.ended = True
+        if batch.slot is None or self.watcher is None:
             return
         collected = self.watcher.collect()
         batch.samples = collected.rows
@@ -124,7 +127,7 @@ class MomentTaker:
     @property
     def has_batch(self) -> bool:
         """Whether the step that has just ended has a batch to commit, recorded or left out."""
-        return self._batch is not None
+        return self._batch is not None and self._batch.ended
 
     # All streams
 
@@ -161,8 +164,12 @@ class MomentTaker:
         """
         if due is None:
             due = self.due(epoch=epoch, step=step, complete=complete)
-        taken = Taken(self.pool, epoch, step, complete, batch=self._batch)
-        self._batch = None
+        batch: Batch | None = None
+        if (
+            self.has_batch
+        ):  # at the end of an epoch the next step's batch may be watched already; it is not this moment's
+            batch, self._batch = self._batch, None
+        taken = Taken(self.pool, epoch, step, complete, batch=batch)
         try:
             if taken.batch is not None and taken.batch.is_ours:
                 self._note("batches", taken.batch.slot, taken)
@@ -251,12 +258,15 @@ class Batch:
         Where it is copied to; None where it is left out.
     is_ours
         False on a rank whose batches the recording has no part for.
+    ended
+        Whether its step is done.
     samples, sample_ids
         How many samples it had, and which they were: whole numbers, shape (sample,); None where nobody said.
     """
 
     slot: Slot | None
     is_ours: bool = True
+    ended: bool = False
     samples: int = 0
     sample_ids: Any = None
 
