@@ -154,6 +154,8 @@ class Situation:
         Deep-copy the model after every step, or pickle it after every epoch, and go on with what the copies say.
     workers
         How the data loader starts a worker; None: none.
+    one_size
+        Whether all batches, and those of validation, have the same size.
     """
 
     model: Callable[[], nn.Module] = Plain
@@ -166,6 +168,7 @@ class Situation:
     save: bool = False
     workers: str | None = None
     has_gradients: bool = True
+    one_size: bool = False
 
 
 SHARED = ("act", "act@1", "act@2", "shared", "shared@1")
@@ -358,7 +361,7 @@ def train(situation: Situation, observer: Nobody) -> tuple[list[float], dict[str
     given = model if isinstance(observer, Witness) else situation.prepare(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     loader = DataLoader(
-        dataset(90),  # the last batch is smaller
+        dataset(96 if situation.one_size else 90),  # the last batch is smaller, or not
         batch_size=BATCH,
         shuffle=True,
         num_workers=int(situation.workers is not None),
@@ -381,7 +384,7 @@ def train(situation: Situation, observer: Nobody) -> tuple[list[float], dict[str
                 if situation.average:
                     losses.append(ask(copy.deepcopy(model), x))
                 with torch.no_grad():  # validation, which is no pass of training
-                    losses.append(given(x[:5]).sum().item())
+                    losses.append(given(x if situation.one_size else x[:5]).sum().item())
             if situation.save:
                 losses.append(ask(load(save(model)), x))
             observer.epoch()

@@ -20,7 +20,7 @@ from works_with import Block, Checkpointed, Plain, Recurrent, count_hooks, layou
 from dynome_recorder import InvalidArgumentError, InvalidDataError
 from dynome_recorder.capture.batch_hooks import InertHook
 from dynome_recorder.capture.batches import BatchWatcher, gradient_key
-from dynome_recorder.capture.steps import subset
+from dynome_recorder.capture.steps import position, subset
 
 # What torch itself says where a compiled block feeds the next.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -156,6 +156,18 @@ def test_a_pass_that_failed_is_forgotten() -> None:
     run(model, X[3:9])
     assert watcher.collect().rows == 9
     assert torch.equal(slot.targets["1"][:9], model[1](X[:9].flatten(1)))
+
+
+def test_a_pass_that_failed_last_is_forgotten_too() -> None:
+    model = seeded(Plain)
+    watcher, slot = watch(model, ["1", "2"], gradients=True)
+    watcher.arm(slot)
+    run(model, X[:3])
+    model[4].register_forward_pre_hook(fail_on(12))
+    with pytest.raises(MemoryError):
+        model(X[:12])
+    assert watcher.collect().rows == 3
+    assert slot.targets["1"][3:].isnan().all()
 
 
 def fail_on(size: int):
@@ -375,6 +387,32 @@ def test_a_site_that_changes_in_a_compiled_model_is_told(mode: str) -> None:
     watcher.arm(slot)
     run(compiled, X[:6])
     assert watcher.collect().rows == 6
+
+
+class Shrinking(nn.Module):
+    """Sums over tokens, as many as come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.linear(x[:, 0]).sum(1))
+
+
+@pytest.mark.parametrize("prepare", ["eager", "compiled"])
+def test_a_token_that_is_not_there_is_told(prepare: str) -> None:
+    model = seeded(Shrinking)
+    called = torch.compile(model, backend="aot_eager", fullgraph=True) if prepare == "compiled" else model
+    watcher, slot = watch(called, ["linear"], of=model, reduction=position(4))
+    watcher.arm(slot)
+    run(called, X[:6])
+    assert watcher.collect().rows == 6
+    watcher.arm(slot)
+    run(called, X[:6, :, :3])
+    with pytest.raises(InvalidDataError, match=r"^linear: returned .* planned"):
+        watcher.collect()
 
 
 class Several(nn.Module):
@@ -759,6 +797,73 @@ def test_a_model_that_is_compiled_during_training_is_recorded() -> None:
     run(model, X[:6])
     assert watcher.collect().rows == 6
     assert torch.equal(slot.targets["act"][:6], torch.relu(model.first(X[:6].flatten(1))))
+
+
+def test_a_part_that_is_compiled_within_a_step_is_told() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), Block(36, 12), Block(12, 4)))
+    watcher, slot = watch(model, ["1.act", "2.act"])
+    watcher.arm(slot)
+    model[1].compile(backend="aot_eager", fullgraph=True)
+    run(model, X[:8])
+    with pytest.raises(InvalidDataError, match=r"^1\.act: did not fire"):
+        watcher.collect()
+    watcher.arm(slot)
+    run(model, X[:8])
+    assert watcher.collect().rows == 8
+
+
+@pytest.mark.parametrize("form", ["wrapped", "in place", "part"])
+def test_what_cannot_be_traced_with_hooks_is_told_and_runs_on(form: str) -> None:
+    """Dynamo takes no side effects within checkpointed activations; with ``fullgraph=True`` it raises."""
+    gradients = []
+    for record in (False, True):
+        torch._dynamo.reset()
+        model = seeded(Checkpointed, use_reentrant=False)
+        model = nn.Sequential(model, nn.Identity()) if form == "part" else model
+        sites = ["0.first.2", "0.second.0"] if form == "part" else ["first.2", "second.0"]
+        layouts = layouts_of(model, sites)
+        called = compiled(form, model) if form != "part" else model
+        if form == "part":
+            model[0].compile(backend="aot_eager", fullgraph=True)
+        watcher, slot = BatchWatcher(called, layouts, gradients=False, rows=16), make_slot(layouts, rows=16)
+        if record:
+            watcher.attach()
+            watcher.arm(slot)
+        torch.manual_seed(3)
+        run(called, X[:8], X[8:16])
+        if record:
+            with pytest.raises(InvalidDataError, match="cannot be traced with its sites recorded"):
+                watcher.collect()
+            watcher.detach()
+        run(called, X[:8])
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients))
+
+
+@pytest.mark.parametrize("form", ["wrapped", "in place"])
+def test_an_error_of_a_compiled_model_is_its_own(form: str) -> None:
+    model = seeded(Shared)
+    watcher, slot = watch(compiled(form, model), ["act"], of=model)
+    watcher.arm(slot)
+    with pytest.raises(Exception, match=r"shape|size") as caught:
+        watcher._model(X[:, :, :3])
+    assert type(caught.value).__module__.startswith(("torch", "builtins"))
+    with pytest.raises(InvalidDataError):
+        watcher.collect()
+
+
+def test_an_operation_in_place_does_not_reach_the_copy_in_a_graph() -> None:
+    model = seeded(Block, 36, 12).eval()
+    called = torch.compile(model, backend="aot_eager", fullgraph=True)
+    layouts = layouts_of(model, ["norm", "act"], batch=X[:4].flatten(1))
+    watcher, slot = BatchWatcher(called, layouts, gradients=False, rows=8), make_slot(layouts, rows=8)
+    watcher.attach()
+    watcher.arm(slot)
+    run(called, X[:8].flatten(1))
+    watcher.collect()
+    before = model.norm(model.linear(X[:8].flatten(1)))
+    assert torch.equal(slot.targets["norm"], before) and before.min() < 0
+    assert torch.equal(slot.targets["act"], before.relu())
 
 
 def test_a_site_with_a_forward_of_its_own_is_told_where_its_graph_is_older() -> None:

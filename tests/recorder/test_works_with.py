@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
 import torch
-from works_with import DUE, SITUATIONS, Nobody, Situation, Watched, Witness, train
+from torch import nn
+from works_with import BATCH, DUE, SITUATIONS, Nobody, Situation, Watched, Witness, train
 
 from dynome_recorder.capture.batches import gradient_key
 
@@ -65,3 +67,30 @@ def test_gradients(name: str) -> None:
     watched = Watched(SITUATIONS[name], gradients=True)
     check_same(alone(name), train(SITUATIONS[name], watched))
     check_recorded(SITUATIONS[name], watched.due, witnessed(name), gradients=True)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["batch norm", "shared", "in place"])
+def test_generated_kernels(name: str) -> None:
+    """Inductor, which needs a C++ compiler: with batches of one size, the graph that records rounds as the other one.
+
+    With several sizes it may not: dynamo makes graphs general when a second size comes, and the one that records is
+    made later than the one that does not.
+    """
+    situation = dataclasses.replace(SITUATIONS[name], prepare=generate, one_size=True)
+    plain = train(situation, Nobody(situation))
+    torch._dynamo.reset()
+    watched = Watched(situation)
+    check_same(plain, train(situation, watched))
+    assert [{len(values) for values in due.values()} for due in watched.due] == [{BATCH}] * 4
+    if name != "in place":  # that one has dropout, which inductor draws from a generator of its own
+        seen = Witness(situation)
+        train(situation, seen)
+        for ours, theirs in zip(watched.due, seen.steps[DUE - 1 :: DUE], strict=True):
+            for site in situation.sites:
+                torch.testing.assert_close(ours[site], theirs[site], rtol=1e-3, atol=1e-4)
+
+
+def generate(model: nn.Module) -> nn.Module:
+    return torch.compile(model, fullgraph=True, backend="inductor")

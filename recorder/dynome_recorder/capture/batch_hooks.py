@@ -109,7 +109,6 @@ class BatchStep:
             self._batch = None
             self.counts.clear()
             self._recorded.clear()
-            self._expected = [one for one in self._expected if one[1] < self.samples]
             for hook in self.traced:
                 hook.reset()
         for hook in self.traced[:1]:
@@ -143,8 +142,9 @@ class BatchStep:
         self._switch_off()
 
     def missing_gradients(self) -> list[str]:
-        """Return the sites of which some row got no gradient, each once."""
-        return list(dict.fromkeys(site for site, start in self._expected if (site, start) not in self._gradients))
+        """Return the sites of which some row got no gradient, each once; passes that failed have no rows."""
+        ended = [(site, start) for site, start in self._expected if start < self.samples]
+        return list(dict.fromkeys(site for site, start in ended if (site, start) not in self._gradients))
 
     # What hooks bring
 
@@ -264,19 +264,32 @@ class PassEnds(_Hook):
 
 
 class CompiledCall:
-    """Stands in for what ``module.compile()`` left to call, whose own hooks are inside of the graph."""
+    """Stands in for what a compiled module calls.
 
-    def __init__(self, step: BatchStep, inner: Callable[..., Any]) -> None:
+    ``is_pass`` where it is the model itself, whose own hooks may be inside of the graph.
+    """
+
+    def __init__(self, step: BatchStep, inner: Callable[..., Any], *, is_pass: bool) -> None:
         self.step = step
         self.inner = inner
+        self.is_pass = is_pass
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call it as a pass."""
+        """Call it, again without recording where a graph that records cannot be made."""
         if is_traced():
             return self.inner(*arguments, **named)
-        _shielded(self.step, self.step.begin)
-        output = self.inner(*arguments, **named)
-        _shielded(self.step, self.step.end)
+        if self.is_pass:
+            _shielded(self.step, self.step.begin)
+        try:
+            output = self.inner(*arguments, **named)
+        except Exception as error:
+            if not (self.step.open and _is_of_compiler(error)):
+                raise
+            # Nothing has run: it failed while it was traced.
+            self.step.fail(InvalidDataError(_untraceable_text(error)))
+            return self.inner(*arguments, **named)
+        if self.is_pass:
+            _shielded(self.step, self.step.end)
         return output
 
 
@@ -399,6 +412,21 @@ def _torch_dtype(layout: SiteLayout) -> torch.dtype:
 
     dtype: torch.dtype = getattr(torch, layout.dtype)
     return dtype
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    import sys
+
+    errors = sys.modules.get("torch._dynamo.exc")
+    return errors is not None and isinstance(error, errors.TorchDynamoException)
+
+
+def _untraceable_text(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:160]
+    return (
+        "batches: the compiled model cannot be traced with its sites recorded, as within activation checkpointing;"
+        f" leave out such sites, or train the eager model ({type(error).__name__}: {reason})."
+    )
 
 
 def _shielded(step: BatchStep, doing: Callable[..., None], *arguments: Any) -> None:

@@ -215,29 +215,35 @@ class BatchWatcher:
     def _watch_passes(self, step: BatchStep) -> None:
         """Stand where the model is called, outside of every graph, so that a pass can be closed before the next."""
         outer = _outermost_compiled(self._model)
-        inner_call = outer._compiled_call_impl
-        if inner_call is not None:
-            outer._compiled_call_impl = CompiledCall(step, inner_call)
-            self._handles.append(_Restore(outer, inner_call))
-            return
-        self._handles.append(outer.register_forward_pre_hook(PassBegins(step)))
-        self._handles.append(outer.register_forward_hook(PassEnds(step)))
+        for module in self._model.modules():
+            if _is_compiled(module):
+                self._handles.append(_Stand(module, step, is_pass=module is outer))
+        if not _is_compiled(outer):
+            self._handles.append(outer.register_forward_pre_hook(PassBegins(step)))
+            self._handles.append(outer.register_forward_hook(PassEnds(step)))
 
     def _remove_hooks(self) -> None:
         while self._handles:
             self._handles.pop().remove()
 
 
-class _Restore:
-    """Puts back what `CompiledCall` stands in for, unless the model was compiled again since."""
+class _Stand:
+    """A `CompiledCall` in place of what a compiled module calls, until it is removed."""
 
-    def __init__(self, module: nn.Module, call: Any) -> None:
+    def __init__(self, module: nn.Module, step: BatchStep, *, is_pass: bool) -> None:
         self.module = module
-        self.call = call
+        # In the module's own dictionary: what torch.compile returns hands attributes on to the module inside.
+        self.before = vars(module).get("_compiled_call_impl")
+        inner = module._call_impl if self.before is None else self.before
+        vars(module)["_compiled_call_impl"] = CompiledCall(step, inner, is_pass=is_pass)
 
     def remove(self) -> None:
-        if isinstance(self.module._compiled_call_impl, CompiledCall):
-            self.module._compiled_call_impl = self.call
+        if not isinstance(vars(self.module).get("_compiled_call_impl"), CompiledCall):
+            return  # compiled again since
+        if self.before is None:
+            del vars(self.module)["_compiled_call_impl"]
+        else:
+            vars(self.module)["_compiled_call_impl"] = self.before
 
 
 class _RoomForGraphs:
