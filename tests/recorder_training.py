@@ -164,6 +164,8 @@ def train(
             if checkpoints is not None:
                 save(checkpoints / f"{epoch}.pt", model, optimizer)
             recorder.epoch(mean_loss=sum(losses[-6:]) / 6)
+            if checkpoints is not None:
+                recorder.flush()  # what is killed later was trained after a commit that a test can rely on
     return losses, model.state_dict()
 
 

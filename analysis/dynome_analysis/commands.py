@@ -20,7 +20,7 @@ from dynome_recorder.errors import MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynome_analysis.recording import Recording
+    from dynome_analysis.recording import Recording, Stream
 
 __all__ = ["register"]
 
@@ -65,6 +65,13 @@ def register(group: click.Group) -> None:
 @click.command()
 @runs_argument
 @sites_option
+@click.option(
+    "--stream",
+    type=click.Choice(["probe", "batches"]),
+    default="probe",
+    show_default=True,
+    help="The probe's fixed samples, or the training batches themselves.",
+)
 @click.option("--measure", type=click.Choice(MEASURES), default="pearson", show_default=True, help="Of two units.")
 @click.option("--units", type=int, metavar="N", help="Take only so many units, drawn from every site.")
 @click.option("--until", type=int, metavar="EPOCH", help="Last epoch, e.g. the last before a run diverged.")
@@ -92,6 +99,7 @@ def register(group: click.Group) -> None:
 def analyze(
     runs: tuple[Path, ...],
     sites: tuple[str, ...],
+    stream: Any,
     memory_limit: str | None,
     scheduler: str | None,
     workers: int | None,
@@ -106,7 +114,7 @@ def analyze(
     from dynome_analysis import tables
     from dynome_analysis.pipeline.analysis import analyze as analyze_recording
 
-    recordings = _open(runs)
+    recordings = _open(runs, stream)
     limit = _bytes(memory_limit)
     with _cluster(scheduler, workers), show_progress() as progress:
         results = [
@@ -310,11 +318,11 @@ def _check_demo_extras() -> None:
         raise MissingExtraError(f'the demo trains and analyses: pip install "dynome[{",".join(missing)}]"')
 
 
-def _open(runs: tuple[Path, ...]) -> list[Recording]:
+def _open(runs: tuple[Path, ...], stream: Stream = "probe") -> list[Recording]:
     """Open all recordings before any work starts, so that a wrong path is told at once."""
     from dynome_analysis.recording import open_recording
 
-    return [open_recording(run) for run in runs]
+    return [open_recording(run, stream=stream) for run in runs]
 
 
 def _bytes(text: str | None) -> int | None:

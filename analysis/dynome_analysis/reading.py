@@ -38,6 +38,9 @@ class SnapshotReader:
         Names of the axes of one snapshot.
     indices, epochs, steps : tuple of int
         Per live snapshot, each moment once: its row in the arrays, completed epochs, optimizer steps done.
+    there : tuple of bool, shape (sample,), or None
+        Per live snapshot of training batches: which samples there are; a smaller batch leaves the rest empty. None:
+        all of them, always.
     """
 
     recording: str
@@ -47,6 +50,7 @@ class SnapshotReader:
     indices: tuple[int, ...]
     epochs: tuple[int, ...]
     steps: tuple[int, ...]
+    there: tuple[NDArray[np.bool_], ...] | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, stream: str, described: Mapping[str, Mapping[str, Any]]) -> SnapshotReader:
@@ -70,6 +74,7 @@ class SnapshotReader:
             indices=tuple(int(index) for _, index in snapshots),
             epochs=tuple(int(record.epoch) for record, _ in snapshots),
             steps=tuple(int(record.step) for record, _ in snapshots),
+            there=tuple(manifest.batch_rows(record) for record, _ in snapshots) if stream == "batches" else None,
         )
 
     @property
@@ -109,16 +114,32 @@ class SnapshotReader:
     def joint(self, position: int) -> NDArray[np.floating[Any]]:
         """Read all arrays at the snapshot with this position among the live ones, side by side along the last axis.
 
+        Of a training batch, only the samples that there are.
+
         Raises
         ------
         CorruptRecordingError
             A stored file is missing or damaged; the message names it.
         """
-        parts = [self.read(name, position) for name in self.arrays]
+        return self.trim(self.whole(position), position)
+
+    def whole(self, position: int) -> NDArray[np.floating[Any]]:
+        """As `joint`, of `shape`: where a batch was smaller, the rest is NaN."""
+        parts = [self._decoded(name, position) for name in self.arrays]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1, dtype=self.dtype)
 
     def read(self, name: str, position: int) -> NDArray[np.floating[Any]]:
-        """Read and decode one array at one snapshot; raises as `joint`."""
+        """Read and decode one array at one snapshot; as `joint`."""
+        return self.trim(self._decoded(name, position), position)
+
+    def trim(self, values: NDArray[Any], position: int) -> NDArray[Any]:
+        """Return the samples of a snapshot that there are, of an array whose first axis is all of them."""
+        if self.there is None or self.there[position].all():
+            return values
+        there = self.there[position]
+        return values[np.repeat(there, values.shape[0] // there.size)]
+
+    def _decoded(self, name: str, position: int) -> NDArray[np.floating[Any]]:
         return decode(np.asarray(self.arrays[name][self.indices[position]]), self.dtypes[name])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask
 import dask.array as da
@@ -27,16 +28,26 @@ if TYPE_CHECKING:
 
     from dynome_recorder.storage.manifest import Manifest
 
-__all__ = ["Recording", "open_recording"]
+__all__ = ["Recording", "SmallBatchWarning", "Stream", "open_recording"]
 
 
-def open_recording(path: str | Path) -> Recording:
+Stream = Literal["probe", "batches"]
+
+
+class SmallBatchWarning(UserWarning):
+    """The batches have few samples for so many units: their connectomes are mostly noise."""
+
+
+def open_recording(path: str | Path, *, stream: Stream = "probe") -> Recording:
     """Open a recording for analysis.
 
     Parameters
     ----------
     path : path-like
         The folder that the recorder wrote. Nothing in it is changed.
+    stream : {"probe", "batches"}
+        What its activations are: of the fixed samples of the probe, or of the training batches themselves, as every
+        analysis then sees them.
 
     Returns
     -------
@@ -45,6 +56,8 @@ def open_recording(path: str | Path) -> Recording:
 
     Raises
     ------
+    InvalidArgumentError
+        An unknown stream, or one that was not recorded.
     RecordingNotFoundError
         There is no recording at ``path``.
     UnsupportedVersionError
@@ -52,7 +65,14 @@ def open_recording(path: str | Path) -> Recording:
     CorruptRecordingError
         The commit log is damaged.
     """
-    return Recording(Path(path), read_manifest(Path(path)))
+    if stream not in get_args(Stream):
+        raise InvalidArgumentError(f"stream must be one of {', '.join(get_args(Stream))}; got {stream!r}")
+    manifest = read_manifest(Path(path))
+    if stream == "batches" and not manifest.batches:
+        raise InvalidArgumentError(
+            f"stream: {path} holds no training batches; record them with Recorder(batches=every(steps=...), ...)"
+        )
+    return Recording(Path(path), manifest, stream)
 
 
 @dataclass(frozen=True)
@@ -64,10 +84,13 @@ class Recording:
     path : Path
     manifest : Manifest
         The commit log behind it.
+    stream : {"probe", "batches"}
+        Where its activations come from.
     """
 
     path: Path
     manifest: Manifest = field(repr=False)
+    stream: Stream = "probe"
 
     @property
     def id(self) -> str:
@@ -77,7 +100,11 @@ class Recording:
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the recorded sites, in the order of the forward pass."""
-        return tuple(self.manifest.sites)
+        return tuple(self._described)
+
+    @property
+    def _described(self) -> dict[str, dict[str, Any]]:
+        return self.manifest.sites if self.stream == "probe" else self.manifest.batches
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -91,8 +118,8 @@ class Recording:
 
     @property
     def epochs(self) -> NDArray[np.int64]:
-        """Completed epochs at every probe snapshot; int64, shape (snapshot,). Epoch 0 is the untrained network."""
-        return np.array([record.epoch for record, _ in distinct_snapshots(self.manifest, "probe")], np.int64)
+        """Completed epochs at every snapshot; int64, shape (snapshot,). Epoch 0 is the untrained network."""
+        return np.array([record.epoch for record, _ in distinct_snapshots(self.manifest, self.stream)], np.int64)
 
     @property
     def weights_epochs(self) -> NDArray[np.int64]:
@@ -132,15 +159,34 @@ class Recording:
         return tuple(site for site in self.sites if any(_matches(site, pattern) for pattern in patterns))
 
     def reader(self, sites: Sequence[str] | str | None = None) -> SnapshotReader:
-        """Return what reads the joint activations of one probe snapshot; it can travel to another process."""
-        described = self.manifest.sites
-        reader = SnapshotReader.of(self.manifest, "probe", {site: described[site] for site in self.choose_sites(sites)})
+        """Return what reads the joint activations of one snapshot; it can travel to another process."""
+        described = self._described
+        chosen = {site: described[site] for site in self.choose_sites(sites)}
+        reader = SnapshotReader.of(self.manifest, self.stream, chosen)
         if len(reader.shape) != 2:
             raise InvalidDataError(
                 f"{self.path}: activations must be (sample, unit) at each snapshot, not {reader.dimensions}: "
                 "choose other sites, or record them with a reduction"
             )
         return reader
+
+    def site_paths(self, sites: Iterable[str]) -> list[str]:
+        """Return where the activations of sites lie, below ``store.zarr``."""
+        described = self._described
+        return [str(described[site]["path"]) for site in sites]
+
+    def warn_of_small_batches(self, units: int) -> None:
+        """Warn where the batches have fewer samples than there are units to correlate."""
+        if self.stream == "probe":
+            return
+        samples = min((sum(record.samples) for record, _ in distinct_snapshots(self.manifest, self.stream)), default=0)
+        if samples < units:
+            warnings.warn(
+                f"{self.path}: batches of {samples} samples say little of the correlations of {units} units; choose"
+                " fewer sites or units, or analyse the probe",
+                SmallBatchWarning,
+                stacklevel=3,
+            )
 
     def activations(self, sites: Sequence[str] | str | None = None) -> xr.DataArray:
         """Return the activations of all chosen sites side by side, lazily.
@@ -154,7 +200,9 @@ class Recording:
         -------
         DataArray
             float32 (float64 where a site is), (snapshot, sample, unit), one Dask chunk per snapshot. Coordinates
-            ``epoch`` and ``step`` on snapshot, ``site`` on unit. float16 and bfloat16 are widened without loss.
+            ``epoch`` and ``step`` on snapshot, ``site`` on unit. float16 and bfloat16 are widened without loss. Of
+            training batches, samples that a smaller batch does not have are NaN, and ``sample_id`` (int64, snapshot,
+            sample) says which samples they were, -1 for none and for unknown.
 
         Raises
         ------
@@ -166,7 +214,12 @@ class Recording:
             When computed: a stored file is missing, truncated or changed.
         """
         reader = self.reader(sites)
-        return self._lazy(reader, ("sample", "unit"), {"site": ("unit", reader.labels)}, "activations")
+        coordinates: dict[str, Any] = {"site": ("unit", reader.labels)}
+        if reader.there is not None:
+            identity = self.manifest.array("batches/sample_id")
+            ids = np.stack([np.asarray(identity[index]) for index in reader.indices])
+            coordinates["sample_id"] = (("snapshot", "sample"), np.repeat(ids, reader.shape[0] // ids.shape[1], axis=1))
+        return self._lazy(reader, ("sample", "unit"), coordinates, "activations")
 
     def weight(self, parameter: str) -> xr.DataArray:
         """Return one recorded parameter over the snapshots of the weights, lazily.
@@ -229,7 +282,7 @@ class Recording:
             "folder": str(self.path),
             "id": self.id,
             "sites": ", ".join(self.sites),
-            "probe": f"{epochs.size} snapshots" + (f", epochs {epochs[0]} to {epochs[-1]}" if epochs.size else ""),
+            self.stream: f"{epochs.size} snapshots" + (f", epochs {epochs[0]} to {epochs[-1]}" if epochs.size else ""),
             "weights": f"{weights.size} snapshots of {len(self.parameters)} parameters",
             "metrics": ", ".join(self.manifest.epoch_metrics()) or "none",
         }
@@ -252,7 +305,7 @@ def _matches(site: str, pattern: str) -> bool:
 
 
 def _read_block(rows: NDArray[np.int64], *, reader: SnapshotReader) -> NDArray[np.floating[Any]]:
-    return reader.joint(int(rows.flat[0]))[None]
+    return reader.whole(int(rows.flat[0]))[None]
 
 
 def _metrics(

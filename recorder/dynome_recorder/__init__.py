@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynome_recorder.capture.probe import Probe
+from dynome_recorder.capture.steps import position, subset
 from dynome_recorder.errors import (
     CorruptRecordingError,
     DynomeError,
@@ -17,8 +18,9 @@ from dynome_recorder.errors import (
 )
 from dynome_recorder.plan import Plan
 from dynome_recorder.recorder import Recorder
-from dynome_recorder.schedule import Schedule, at, every, log_spaced
+from dynome_recorder.schedule import Schedule, at, every, log_spaced, never, parse_schedule
 from dynome_recorder.shield import RecordingWarning
+from dynome_recorder.tap import tap
 
 __all__ = [
     "CorruptRecordingError",
@@ -39,4 +41,9 @@ __all__ = [
     "at",
     "every",
     "log_spaced",
+    "never",
+    "parse_schedule",
+    "position",
+    "subset",
+    "tap",
 ]

@@ -128,6 +128,8 @@ class BackgroundWriter:
     ----------
     error
         What stopped the writing; None while all is well. It is raised by every later `submit`, `drain` and `run`.
+    failed
+        The moment that could not be committed; None where none was to blame.
     committed
         Moments committed here.
     peak_bytes
@@ -143,6 +145,7 @@ class BackgroundWriter:
         self, writer: RecordingWriter, *, name: str = "dynome-writer", on_stop: Callable[[], None] | None = None
     ) -> None:
         self.error: Exception | None = None
+        self.failed: Pending | None = None
         self.committed = 0
         self.peak_bytes = 0
         self.on_stop = on_stop
@@ -368,7 +371,9 @@ class BackgroundWriter:
         try:
             self._writer.commit_all(moments)
         finally:
-            self.committed += self._writer.next_sequence - before
+            done = self._writer.next_sequence - before
+            self.committed += done
+            self.failed = group[done] if done < len(group) else None
         if failure is not None:
             raise failure
 

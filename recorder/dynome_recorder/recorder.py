@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.description import describe_run
 from dynome_recorder.distributed import find_place, together
-from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
+from dynome_recorder.errors import FingerprintError, InvalidArgumentError, InvalidDataError
 from dynome_recorder.metrics import take_metric
 from dynome_recorder.planning import make_plan
 from dynome_recorder.schedule import check_count
@@ -276,7 +276,7 @@ class Recorder:
             If the epoch is not recorded, a gap is asked for without its step, or training is under way.
         """
         if self._training:
-            raise InvalidArgumentError("resume_from must be called before training starts.")
+            raise InvalidArgumentError("resume_from must be called before the loop over epochs() starts, or start().")
         self._opened("resume_from").go_to(check_count("resume_from()", epoch, least=0), step=step)
 
     # Training
@@ -298,7 +298,7 @@ class Recorder:
         session = self._opened("epochs")
         if self.degraded is not None:
             completed = session.completed  # a second loop after recording stopped: training goes on where it was
-        elif session.committed_epoch is not None and session.committed_epoch >= count:
+        elif session.last_complete_epoch is not None and session.last_complete_epoch >= count:
             logger.info("%s: all %d epochs are recorded", self.path, count)
             return
         else:
@@ -332,9 +332,14 @@ class Recorder:
         InvalidArgumentError
             If the recorder is not open.
         """
-        completed = self._opened("start").start(epoch=epoch, step=step)
+        session = self._opened("start")
+        if self._training:  # a second loop: what goes wrong here must not end the first one's work
+            with self._guard("start()", session, raising=(FingerprintError, InvalidArgumentError)):
+                session.start(epoch=epoch, step=step)
+        else:
+            session.start(epoch=epoch, step=step)
         self._training = True
-        return completed
+        return session.completed
 
     def begin(self, epoch: int) -> None:
         """Say that an epoch is now trained: the one after the last completed one."""
@@ -376,7 +381,7 @@ class Recorder:
         """Hand over the epoch that was just trained, with its metrics, to be committed; `flush` waits for that."""
         session = self._session
         if self._epoch is None or session is None:
-            self._misplaced("epoch()", "belongs at the end of the loop `for epoch in recorder.epochs(n):`, once")
+            self._misplaced("epoch()", "belongs in the loop `for epoch in recorder.epochs(n):`, once, at its end")
             return
         session.completed, self._epoch = self._epoch, None
         if self.degraded is not None:
@@ -441,7 +446,7 @@ class Recorder:
         started = time.perf_counter()
         try:
             with self._shield.stop_recording_on_error(
-                doing, epoch=session.completed, step=session.step, raising=raising
+                doing, epoch=session.completed, step=session.step, raising=raising, blame=session.blame
             ):
                 yield
         finally:

@@ -137,6 +137,7 @@ class Session:
         InvalidArgumentError
             If nothing is recorded there.
         """
+        self.drain()
         self.metrics = StepMetrics()  # of an epoch that was left early: it is trained again
         live = lead(self.place, lambda: bool(self.writer.live))
         if step is not None or epoch is not None:
@@ -275,6 +276,13 @@ class Session:
         self.background.submit(taken.pending(steps, metrics if self.place.leads else {}))
         if complete:
             self.last_complete_epoch = self.completed
+
+    def blame(self, error: Exception) -> str | None:
+        """Return which moment an error of the writer thread stopped at; None for any other error."""
+        failed = self.background.failed
+        if error is not self.background.error or failed is None:
+            return None
+        return f"epoch {failed.epoch}" if failed.epoch_complete else f"step {failed.step}"
 
     def check(self) -> None:
         """Raise what stopped the writer thread, if anything did."""

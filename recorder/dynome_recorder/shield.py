@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dynome_recorder.errors import DynomeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,18 @@ class Shield:
 
     @contextlib.contextmanager
     def stop_recording_on_error(
-        self, doing: str, *, epoch: int, step: int, raising: tuple[type[Exception], ...] = ()
+        self,
+        doing: str,
+        *,
+        epoch: int,
+        step: int,
+        raising: tuple[type[Exception], ...] = (),
+        blame: Callable[[Exception], str | None] = lambda error: None,
     ) -> Iterator[None]:
         """Let training go on where the block fails: mark the run degraded and say so in one line.
 
-        Errors of the kinds in ``raising`` pass, for what may still be told as an error: the canary.
+        Errors of the kinds in ``raising`` pass, for what may still be told as an error: the canary. ``blame`` names
+        what an error belongs to, where that is not what the block was doing.
         """
         try:
             yield
@@ -60,7 +67,7 @@ class Shield:
             if self.strict or isinstance(error, raising):
                 raise
             logger.debug("recording failed", exc_info=True)
-            self.degraded = f"{doing}: {_one_line(error)}"
+            self.degraded = f"{blame(error) or doing}: {_one_line(error)}"
             self._leave_note(epoch, step)
             self.tell(
                 "degraded",

@@ -50,7 +50,7 @@ def test_the_comparison_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import dynome_recorder.capture.probing as module
 
     plain = train("Convolution", epochs=2)
-    monkeypatch.setattr(module, "undisturbed", lambda model, seed: contextlib.nullcontext())
+    monkeypatch.setattr(module, "undisturbed", lambda model, seed, autocast=None: contextlib.nullcontext())
     with torch.no_grad(), torch.enable_grad():
         careless = train("Convolution", epochs=2, path=tmp_path / "run")
     with pytest.raises(AssertionError):

@@ -97,6 +97,7 @@ def connectomes(
         chosen = {"unit": ("unit", places), "unit_": ("unit_", places)}
     site = activations.coords["site"].to_numpy()
     size = site.size
+    recording.warn_of_small_batches(size)
     values, dead = map_snapshots(
         _correlate_block,
         activations.data,
@@ -242,7 +243,8 @@ def _correlate_block(
     edges: Edges,
     labels: NDArray[np.str_],
 ) -> tuple[Any, ...]:
-    connectome, dead = correlate_snapshot(activations, reader, position, measure, signed=signed, labels=labels)
+    there = reader.trim(activations, position)
+    connectome, dead = correlate_snapshot(there, reader, position, measure, signed=signed, labels=labels)
     if edges != "all":
         _clear_blocks(connectome, labels, within=edges == "between")
     return connectome, np.int64(np.count_nonzero(dead))

@@ -162,10 +162,11 @@ def analyze(
     memory_limit = None if memory_limit is None else check_whole("memory_limit", memory_limit, least=1)
     reader, identities = _chosen_snapshots(recording, sites, until)
     samples, count = reader.shape
+    recording.warn_of_small_batches(count if units is None else units)
     places = None if units is None else tuple(choose_units(reader.labels, units, seed=seed).tolist())
     count = count if places is None else len(places)
     # A result computed from whole files must not hide that they are damaged now.
-    recording.manifest.check_files([recording.manifest.sites[site]["path"] for site in reader.arrays])
+    recording.manifest.check_files(recording.site_paths(reader.arrays))
     name = None if engine == "none" else find_engine(engine)
     requests = [
         _request(recording, reader, Plan(measure, one, kind, name, memory_limit, seed, places), count, until)
@@ -236,7 +237,7 @@ def _chosen_snapshots(
     That is what was committed with it and with the snapshot before it: not its place, nor what came later.
     """
     reader, manifest = recording.reader(sites), recording.manifest
-    snapshots = distinct_snapshots(manifest, "probe")
+    snapshots = distinct_snapshots(manifest, recording.stream)
     if until is not None:
         snapshots = tuple(takewhile(lambda snapshot: snapshot[0].epoch <= until, snapshots))
         if not snapshots:
@@ -245,11 +246,19 @@ def _chosen_snapshots(
             )
         count = len(snapshots)
         reader = replace(
-            reader, indices=reader.indices[:count], epochs=reader.epochs[:count], steps=reader.steps[:count]
+            reader,
+            indices=reader.indices[:count],
+            epochs=reader.epochs[:count],
+            steps=reader.steps[:count],
+            there=None if reader.there is None else reader.there[:count],
         )
-    paths = [str(manifest.sites[site]["path"]) for site in reader.arrays]
+    layouts = [manifest.layouts[path] for path in recording.site_paths(reader.arrays)]
     own = [
-        [record.sequence, record.checksum, [record.files[manifest.layouts[path].file(index)] for path in paths]]
+        [
+            record.sequence,
+            record.checksum,
+            [record.files[name] for layout in layouts for name in layout.files(index) if name in record.files],
+        ]
         for record, index in snapshots
     ]
     texts = [json.dumps([manifest.run_id, before, now]) for before, now in zip([None, *own], own)]
@@ -300,6 +309,8 @@ def _fits(units: int, samples: int, memory_limit: int | None) -> bool:
 
 def _request(recording: Recording, reader: SnapshotReader, plan: Plan, units: int, until: int | None) -> _Request:
     parameters: dict[str, Any] = {"sites": list(reader.arrays), "until": until, **asdict(plan)}
+    if recording.stream != "probe":
+        parameters["stream"] = recording.stream
     del parameters["places"]  # follow from the number of units and the seed
     parameters["units"] = None if plan.places is None else units
     # Engines are called as their distributions are; ours is part of the code.
