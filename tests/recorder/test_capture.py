@@ -17,11 +17,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dynome_recorder import InvalidArgumentError, InvalidDataError, Probe
-from dynome_recorder.capture.health import read_health
+from dynome_recorder.capture.health import count_nonfinite, read_health
+from dynome_recorder.capture.parameters import to_host_array
 from dynome_recorder.capture.probe import call_model
 from dynome_recorder.capture.probing import capture, site_specs
 from dynome_recorder.capture.reductions import layout_site
-from dynome_recorder.capture.transfer import SlotPool
+from dynome_recorder.capture.transfer import BufferSpec, SlotPool
 from dynome_recorder.tracing.canary import trace_model
 from dynome_recorder.tracing.isolation import preserved_random_state
 from dynome_recorder.tracing.sites import Site, select_sites
@@ -324,3 +325,117 @@ def test_accelerators_are_seeded_and_restored_device_by_device(kind: str, monkey
         assert log == [("get",), ("seed", 5), ("run",), ("set", "state")]
     else:
         assert log == [("get", place), ("enter", place), ("seed", 5), ("run",), ("set", "state", place)]
+
+
+# Parts of the probe
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 7), st.integers(1, 30), st.booleans())
+def test_parts_of_the_rows_are_the_rows_of_the_whole(parts: int, batch_size: int, transductive: bool) -> None:
+    torch.manual_seed(0)
+    model = Dropout()
+    probe = Probe(dataset(), size=24, seed=3, batch_size=batch_size, transductive=transductive)
+    plan = layouts(model, ["1", "5"], probe)
+    size = -(-probe.size // parts)
+    pieces = [run(model, plan, probe=probe, rows=slice(part * size, (part + 1) * size)) for part in range(parts)]
+    whole = run(model, plan, probe=probe)
+    for name, values in whole.activations.items():
+        joined = np.concatenate([piece.activations[name] for piece in pieces])
+        np.testing.assert_allclose(joined, values, rtol=1e-5, atol=1e-6)
+    # A part is the same whoever runs it, whatever was run before.
+    again = run(model, plan, probe=probe, rows=slice(0, size))
+    np.testing.assert_array_equal(again.activations["5"], pieces[0].activations["5"])
+
+
+def test_a_part_without_rows_runs_nothing() -> None:
+    model = Dropout()
+    found = run(model, layouts(model, ["5"]), forward=lambda model, batch: 1 / 0, rows=slice(24, 30))
+    assert found.activations["5"].shape == (0, 12)
+    assert found.health == {}
+
+
+def test_a_transductive_part_without_rows_runs_nothing() -> None:
+    model, probe = Dropout(), Probe(dataset(), size=24, transductive=True)
+    found = run(
+        model, layouts(model, ["5"], probe), probe=probe, forward=lambda model, batch: 1 / 0, rows=slice(24, 30)
+    )
+    assert found.activations["5"].shape == (0, 12)
+
+
+def test_tokens_have_their_rows_together() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    data = torch.randn(11, 3, 5)
+    probe = Probe(data, size=7, batch_size=2)
+    plan = layouts(model, ["1"], probe, reduction="tokens")
+    expected = model[1](model[0](data[torch.from_numpy(probe.indices)])).detach()
+    whole = run(model, plan, probe=probe).activations["1"]
+    np.testing.assert_allclose(whole, expected.reshape(21, 4).numpy(), rtol=1e-5, atol=1e-6)
+    part = run(model, plan, probe=probe, rows=slice(2, 5)).activations["1"]
+    np.testing.assert_allclose(part, expected[2:5].reshape(9, 4).numpy(), rtol=1e-5, atol=1e-6)
+
+
+class ChangesItsInput(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU(inplace=True), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.sub_(0.5))
+
+
+def test_a_model_that_changes_its_input_gets_the_same_input_every_time() -> None:
+    torch.manual_seed(0)
+    model, data = ChangesItsInput(), torch.randn(20, 4)
+    probe = Probe(data, size=12, batch_size=5)
+    digest = Probe(data, size=12, batch_size=5).hash()
+    plan = layouts(model, ["2"], probe)  # the canary changes the first batch
+    expected = model[2](model[1](torch.relu(data[torch.from_numpy(probe.indices)] - 0.5))).detach()
+    for _ in range(3):
+        found = run(model, plan, probe=probe).activations["2"]
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert probe.hash() == digest
+
+
+def test_a_module_that_is_gone_is_told() -> None:
+    model = Dropout()
+    plan = layouts(model, ["5"])
+    shorter = nn.Sequential(*list(model)[:4])
+    with pytest.raises(InvalidDataError, match="5: the model has no module '5' any more"):
+        run(shorter, plan)
+
+
+# Health, counted without torch
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([0.0, -0.0, 1e-45, -1e-8, 65504.0, -3e38, 1e300]),
+            st.sampled_from([float("nan"), float("inf"), -float("inf")]),
+            st.floats(width=16),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    st.booleans(),
+)
+def test_counting_bits_is_counting_values(values: list[float], dtype: str, negative_nan: bool) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64).to(getattr(torch, dtype))
+    if negative_nan and len(values):
+        tensor[0] = torch.copysign(torch.tensor(float("nan"), dtype=tensor.dtype), torch.tensor(-1.0))
+    found = count_nonfinite(to_host_array(tensor), dtype)
+    assert found == (int(tensor.isnan().sum()), int(tensor.isinf().sum()))
+
+
+def test_health_of_some_sites_and_rows() -> None:
+    specs = {"a": BufferSpec((4, 2), "float32"), "b": BufferSpec((4, 2), "float16")}
+    slot = SlotPool(0, device=torch.device("cpu")).acquire(specs, block=True)
+    slot.targets["a"].copy_(torch.tensor([[1.0, 2.0], [float("inf"), 0.0], [float("nan")] * 2, [float("nan")] * 2]))
+    slot.targets["b"].copy_(torch.full((4, 2), float("inf")))
+    slot.extras["b"] = torch.tensor(3)
+    slot.send()
+    assert read_health(slot) == {"a": {"nan": 4, "inf": 1}, "b": {"inf": 3, "overflow": 5}}
+    assert read_health(slot, sites=["a"], rows={"a": 2}) == {"a": {"inf": 1}}
+    assert read_health(slot, sites=["a"], rows={"a": 1}) == {}

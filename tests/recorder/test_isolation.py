@@ -120,6 +120,9 @@ def test_nothing_around_a_probe_changes(
 
     def forward(model: nn.Module, batch: Any) -> torch.Tensor:
         assert not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu") == (autocast is not None)
+        # Older versions of torch would hand training the casts that were made here, which have no gradients.
+        assert autocast is None or not torch.is_autocast_cache_enabled()
         assert not any(module.training for module in model.modules())
         if fails:
             raise RuntimeError("half way")

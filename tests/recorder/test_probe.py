@@ -209,3 +209,62 @@ def test_samples_that_do_not_fit_together_name_collate() -> None:
 
 def test_text_of_a_probe() -> None:
     assert repr(Probe((X, Y), size=9)) == "<Probe: 9 of 60 samples, class-balanced, seed 0>"
+
+
+# Rows of one process
+
+
+@pytest.mark.parametrize("data", [X, (X, Y), TensorDataset(X, Y), Noisy()])
+@pytest.mark.parametrize(("size", "batch_size"), [(9, 4), (9, 20), (8, 4)])
+def test_batches_of_some_rows_hold_the_samples_of_the_whole(data, size: int, batch_size: int) -> None:
+    def values(rows: slice | None) -> torch.Tensor:
+        probe = Probe(data, size=size, seed=1, batch_size=batch_size, labels=None)
+        batches = probe.batches(rows)
+        assert [len(batch[0] if isinstance(batch, (tuple, list)) else batch) for batch in batches] == probe.batch_sizes(
+            rows
+        )
+        parts = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    whole = values(None)
+    for start in range(size + 1):
+        for stop in range(start, size + 1):
+            part = values(slice(start, stop))
+            assert len(part) == stop - start
+            assert torch.equal(part, whole[start:stop]) or not len(part)
+
+
+def test_rows_that_do_not_follow_each_other_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="rows must follow each other"):
+        Probe(X, size=9).batches(slice(0, 9, 2))
+    assert Probe(X, size=9).span(slice(5, 3)) == (5, 5)
+
+
+def test_transductive_rows_come_from_the_same_batch() -> None:
+    probe = Probe(X, size=9, transductive=True)
+    assert probe.batches(slice(2, 5))[0] is probe.batches()[0]
+    assert probe.batch_sizes(slice(2, 5)) == [3]
+    index = probe.row_index(torch.device("cpu"), slice(2, 5))
+    assert index.tolist() == probe.indices[2:5].tolist()
+    assert probe.row_index(torch.device("cpu"), slice(2, 5)) is index, "one copy to a device, not one per snapshot"
+    assert Probe(X, size=9).row_index(torch.device("cpu")) is None
+
+
+def test_pinned_batches_are_made_once_and_travel_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+    sent: list[dict] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(len(tensor))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    probe = Probe((X, Y), size=9, batch_size=4)
+    first = probe.batches(pinned=True)
+    assert pinned == [4, 4, 4, 4, 1, 1]
+    assert probe.batches(pinned=True)[0][0] is first[0][0]
+    assert probe.batches()[0][0] is first[0][0], "no second copy in memory"
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **named: sent.append(named) or to(self, *a, **named))
+    to_device(first[0], torch.device("cpu"))
+    assert sent == [{"non_blocking": True}] * 2

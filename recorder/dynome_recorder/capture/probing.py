@@ -73,6 +73,9 @@ def capture(
     -----
     Cost: the forward passes of the probe, and one copy per site.
     """
+    first, last = probe.span(rows)
+    if first == last:
+        return
     device = device_of(model)
     by_module: dict[str, dict[int, list[SiteLayout]]] = {}
     for layout in layouts:
