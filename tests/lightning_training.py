@@ -110,7 +110,8 @@ def every_epoch(folder: Path | str) -> ModelCheckpoint:
 
 
 if __name__ == "__main__":
-    # A child process: train, and die by SIGKILL after so many batches.
-    root, batches, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    # A child process: train on so many devices, and die by SIGKILL after so many batches (0: live).
+    root, batches, steps, devices = Path(sys.argv[1]), *map(int, sys.argv[2:])
     saving = every_steps(root / "checkpoints", steps) if steps else every_epoch(root / "checkpoints")
-    fit(make_callback(root / "run"), Stop(batches, kill=True), epochs=4, checkpoints=saving)
+    several = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+    fit(make_callback(root / "run"), Stop(batches, kill=True), epochs=4, checkpoints=saving, **several)

@@ -49,6 +49,12 @@ def same_recording(first: Path, second: Path) -> None:
             assert np.array_equal(left[name][1], right[name][1])
 
 
+def run_script(root: Path, *arguments: int) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "lightning_training.py"
+    command = [sys.executable, str(script), str(root), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
 def test_what_is_recorded(tmp_path):
     """The untrained network, every epoch, the loss of every step, what the module logs; sanity checking is not."""
     module, _ = fit(make_callback(tmp_path / "run"), epochs=2)
@@ -147,9 +153,7 @@ def test_it_goes_on_from_a_checkpoint_that_validation_wrote_at_the_end_of_an_epo
 @pytest.mark.parametrize(("batches", "steps"), [(STEPS + 3, 0), (2 * STEPS + 5, 4)])
 def test_killed_and_continued(tmp_path, batches, steps):
     """SIGKILL, then the same script with the latest checkpoint."""
-    script = Path(__file__).parents[1] / "lightning_training.py"
-    command = [sys.executable, str(script), str(tmp_path), str(batches), str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_script(tmp_path, batches, steps, 1)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     latest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     _, trainer = fit(make_callback(tmp_path / "run"), epochs=4, ckpt_path=latest)
@@ -160,6 +164,18 @@ def test_killed_and_continued(tmp_path, batches, steps):
     assert verify(tmp_path / "run", deep=True).clean
 
 
+def test_two_processes_record_one_recording(tmp_path):
+    """Each its part of the probe; what is recorded of it is what one process would."""
+    done = run_script(tmp_path, 0, 0, 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert live(tmp_path / "run") == [(e, e * STEPS // 2, True) for e in range(5)]
+    fit(make_callback(tmp_path / "alone"), epochs=1)
+    for site in read_manifest(tmp_path / "run").sites:
+        assert np.array_equal(values(tmp_path / "run", site)[0], values(tmp_path / "alone", site)[0])
+    assert "val_loss" in read_manifest(tmp_path / "run").epoch_metrics()
+    assert verify(tmp_path / "run", deep=True).clean
+
+
 def test_a_run_that_starts_anew_is_refused_before_the_first_step(tmp_path):
     fit(make_callback(tmp_path / "run"), epochs=1)
     stop = Stop(1, kill=False)
@@ -167,6 +183,61 @@ def test_a_run_that_starts_anew_is_refused_before_the_first_step(tmp_path):
         fit(make_callback(tmp_path / "run"), stop, epochs=2)
     assert stop.left == 1
     assert live(tmp_path / "run") == [(0, 0, True), (1, STEPS, True)]
+
+
+def test_a_recording_that_had_stopped_goes_on_with_a_gap(tmp_path):
+    """Training went on without it, and so did the checkpoints."""
+
+    def ids(batch):
+        if len(calls) == STEPS + 1:
+            raise ZeroDivisionError("mine")
+        calls.append(batch)
+        return range(len(batch[0]))
+
+    calls = []
+    callback = make_callback(tmp_path / "run", strict=False, sample_ids=ids)
+    with pytest.warns(RecordingWarning, match="ZeroDivisionError: mine"):
+        fit(callback, epochs=3, checkpoints=every_epoch(tmp_path / "ck"))
+    assert live(tmp_path / "run") == [(0, 0, True), (1, STEPS, True)]
+    fit(make_callback(tmp_path / "run"), epochs=4, ckpt_path=tmp_path / "ck" / "epoch=2.ckpt")
+    manifest = read_manifest(tmp_path / "run")
+    assert live(tmp_path / "run")[-2:] == [(3, 3 * STEPS, True), (4, 4 * STEPS, True)]
+    assert [record.epoch for record, _ in manifest.snapshots("probe")] == [0, 1, 4]
+    assert manifest.gaps("probe") != ()
+    assert verify(tmp_path / "run", deep=True).clean
+
+
+def test_batches_of_accumulated_steps_with_their_samples(tmp_path):
+    """What is recorded of a batch is what the module returned for the rows that the ids name."""
+    labels = {}
+
+    def ids(batch):
+        # The rows of a batch are known by their values.
+        found = [next(i for i in range(48) if torch.equal(row, dataset()[i][0])) for row in batch[0]]
+        labels.setdefault("all", []).extend(found)
+        return found
+
+    callback = make_callback(
+        tmp_path / "run",
+        batches=every(steps=1),
+        batch_size=16,
+        gradients=True,
+        sites=["layers.0"],
+        sample_ids=ids,
+    )
+    fit(callback, epochs=1, accumulate_grad_batches=2)
+    manifest = read_manifest(tmp_path / "run")
+    run = manifest.run["fingerprint"]
+    recorded = manifest.array("batches/sample_id")[:]
+    assert recorded.shape == (3, 16)
+    assert recorded.reshape(-1).tolist() == labels["all"]
+    first = torch.stack([dataset()[i][0] for i in labels["all"][:16]])
+    untrained = fit(epochs=0)[0]
+    activations = manifest.array(run["batches"]["layers.0"]["path"])[0]
+    assert np.allclose(activations, untrained.layers[0](first).detach().numpy(), atol=1e-6)
+    gradients = manifest.array(run["gradients"]["layers.0"]["path"])[:]
+    assert gradients.shape == activations[None].repeat(3, 0).shape
+    assert np.isfinite(gradients).all() and (gradients != 0).any()
 
 
 def test_a_recording_may_begin_in_the_middle_of_training(tmp_path):

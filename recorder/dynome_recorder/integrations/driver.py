@@ -34,6 +34,12 @@ class Driver:
         The run directory.
     options
         Arguments of `Recorder` but the path and the model.
+
+    Attributes
+    ----------
+    completed, step
+        Epochs and optimizer steps that are done. The callback counts steps, `after_epoch` epochs, also when recording
+        has stopped: checkpoints go on, and hold them.
     """
 
     def __init__(self, path: str | Path, options: Mapping[str, Any]) -> None:
@@ -140,8 +146,7 @@ class Driver:
             self.recorder.begin(self.completed + 1)
 
     def after_step(self, metrics: Mapping[str, Any], *, sample_ids: Any = None) -> None:
-        """Say that the optimizer has stepped."""
-        self.step += 1
+        """Record the optimizer step that `step` already counts."""
         if self.recorder is not None:
             self.begin()
             self.recorder.step(sample_ids=sample_ids, **usable(metrics))

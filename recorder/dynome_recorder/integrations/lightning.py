@@ -150,20 +150,25 @@ class DynomeCallback(Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note a step where the optimizer has stepped; otherwise keep what the batch gave until it does."""
+        stepped = trainer.global_step != self._global_step
+        self._global_step = trainer.global_step
+        self._driver.step += stepped
         with self._driver.shielded("noting a step"):
             if self._driver.is_open:
-                self._note_batch(trainer, outputs, batch)
+                self._keep(outputs, batch)
+                if stepped:
+                    self._note_step(trainer)
 
-    def _note_batch(self, trainer: Any, outputs: Any, batch: Any) -> None:
+    def _keep(self, outputs: Any, batch: Any) -> None:
+        """Keep what one batch gives until the optimizer steps."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):
             # Lightning has divided it by the number of accumulated batches. Out of place: it may be the module's own.
             self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         if self._sample_ids is not None:
             self._ids.extend(torch.as_tensor(self._sample_ids(batch)).reshape(-1).tolist())
-        if trainer.global_step == self._global_step:
-            return
-        self._global_step = trainer.global_step
+
+    def _note_step(self, trainer: Any) -> None:
         metrics: dict[str, Any] = {} if self._loss is None else {"loss": self._loss}
         if self._step_metrics:
             logged = trainer.callback_metrics
@@ -174,9 +179,9 @@ class DynomeCallback(Callback):  # type: ignore[misc]
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Commit the epoch with what was logged in it."""
         with self._driver.shielded("committing an epoch"):
-            if self._driver.is_open:
-                # A trainer that goes on from the very end of an epoch ends it once more.
-                self._driver.after_epoch(self._logged_metrics(trainer), number=trainer.current_epoch + 1)
+            # A trainer that goes on from the very end of an epoch ends it once more.
+            metrics = self._logged_metrics(trainer) if self._driver.is_open else {}
+            self._driver.after_epoch(metrics, number=trainer.current_epoch + 1)
 
     def _logged_metrics(self, trainer: Any) -> dict[str, Any]:
         logged = dict(trainer.callback_metrics)

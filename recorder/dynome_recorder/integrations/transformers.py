@@ -136,6 +136,7 @@ class DynomeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Note an optimizer step; commit where the trainer is about to save."""
+        self._driver.step = state.global_step
         with self._driver.shielded("noting a step"):
             self._driver.after_step({})
             if control.should_save:  # set by the trainer's own callback, which runs first
