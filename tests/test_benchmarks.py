@@ -150,6 +150,16 @@ def test_overhead_between_probes(tmp_path: Path) -> None:
     assert float(str(row.values["recorded / unrecorded"]).split()[0]) > 0
 
 
+def test_overhead_of_epochs(tmp_path: Path) -> None:
+    row = overhead.epoch_cost(MODEL, tmp_path, rounds=2, run=2, images=1280)
+    assert float(str(row.values["writer's CPU per epoch, ms"])) > 0
+
+
+def test_overhead_of_batches(tmp_path: Path) -> None:
+    row = overhead.batches_cost(MODEL, tmp_path, rounds=2, images=1280)
+    assert "with gradients: per recorded step, ms" in row.values
+
+
 def test_commit_in_bytes_per_second(tmp_path: Path) -> None:
     row = recording_commit.measure("ReLU", tmp_path, samples=8, units=16, seconds=0.01)
     assert row.unit == "MB/s"

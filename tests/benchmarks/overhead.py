@@ -39,6 +39,8 @@ BATCH_SIZE = 128
 ROUNDS = 120
 BLOCK_SECONDS = 0.04
 PROBE_EVERY = 20
+PATIENCE = 30.0
+"""Seconds after which a measure ends with the rounds it has, at least a quarter of those planned."""
 EPOCH_IMAGES = 60_000
 BATCH_PERIOD = 10
 
@@ -132,14 +134,21 @@ def take_turns(
     loops: dict[str, Loop], steps: int, rounds: int, *, between: Callable[[int], None]
 ) -> dict[str, list[float]]:
     """Return the seconds of every block of every arm; ``between`` runs before each round and is not counted."""
-    order, generator = list(loops), random.Random(0)
+    order, generator, start = list(loops), random.Random(0), time.perf_counter()
     times: dict[str, list[float]] = {arm: [] for arm in loops}
     for index in range(rounds):
+        if is_enough(index, rounds, start):
+            break
         between(index)
         generator.shuffle(order)
         for arm in order:
             times[arm].append(timed(lambda arm=arm: loops[arm].block(steps)))
     return times
+
+
+def is_enough(done: int, rounds: int, start: float) -> bool:
+    """Return whether time is up after so many rounds."""
+    return 4 * done >= rounds and time.perf_counter() - start > PATIENCE
 
 
 def writer_seconds(loop: Loop) -> float:
@@ -160,7 +169,8 @@ def between_probes(name: str, folder: Path, *, device: str = "cpu", rounds: int 
     model = loops["recorded"].subject.model
     for loop in loops.values():
         loop.block(20)
-    steps = max(3, round(BLOCK_SECONDS / timed(lambda: loops["unrecorded"].block(20)) * 20))
+    fastest = min(timed(lambda: loops["unrecorded"].block(5)) for _ in range(8)) / 5
+    steps = max(3, round(BLOCK_SECONDS / fastest))
 
     def between(index: int) -> None:
         check_bare(model)
@@ -176,13 +186,13 @@ def between_probes(name: str, folder: Path, *, device: str = "cpu", rounds: int 
         "recorded / unrecorded": ratio_text(times, "recorded", "unrecorded"),
         "twin / unrecorded": ratio_text(times, "unrecorded twin", "unrecorded"),
         "ms per step": f"{per_step * 1e3:.3f}",
-        "rounds x steps": f"{rounds} x {steps}",
+        "rounds x steps": f"{len(times['unrecorded'])} x {steps}",
     }
     return Row("steps between probes", name, found, unit="")
 
 
 def epoch_cost(
-    name: str, folder: Path, *, device: str = "cpu", rounds: int = 6, run: int = 3, images: int = EPOCH_IMAGES
+    name: str, folder: Path, *, device: str = "cpu", rounds: int = 8, run: int = 3, images: int = EPOCH_IMAGES
 ) -> Row:
     """Compare runs of whole epochs, each with its probe at the end."""
     loops = make_loops(name, ("recorded", "unrecorded"), images=images, device=device)
@@ -210,13 +220,15 @@ def epoch_cost(
     bare = statistics.median([timed(forward) for _ in range(12)][2:])
     epochs(recorded)
     order, generator, costs = list(loops), random.Random(0), []
-    before, plain = writer_seconds(recorded), []
-    for _ in range(rounds):
+    before, plain, start = writer_seconds(recorded), [], time.perf_counter()
+    for done in range(rounds):
+        if is_enough(done, rounds, start):
+            break
         generator.shuffle(order)
         seconds = {arm: timed(lambda arm=arm: epochs(loops[arm])) / run for arm in order}
         plain.append(seconds["unrecorded"])
         costs.append(100 * (seconds["recorded"] - seconds["unrecorded"] - bare) / seconds["unrecorded"])
-    writing = (writer_seconds(recorded) - before) / (rounds * run)
+    writing = (writer_seconds(recorded) - before) / (len(plain) * run)
     recorded.close()
     epoch = statistics.median(plain)
     found = {
@@ -225,6 +237,7 @@ def epoch_cost(
         "bare forward of the probe, ms": f"{bare * 1e3:.2f} ({bare / epoch:.2%})",
         "blocked in epoch(), forward included, ms": f"{statistics.median(blocked[run:]) * 1e3:.2f}",
         "writer's CPU per epoch, ms": f"{writing * 1e3:.2f}",
+        "rounds x epochs": f"{len(plain)} x {run}",
     }
     return Row(f"an epoch of {images} images, batches of {BATCH_SIZE}", name, found, unit="")
 
