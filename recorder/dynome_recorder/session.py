@@ -17,6 +17,7 @@ from dynome_recorder.capture.transfer import SlotPool
 from dynome_recorder.distributed import Place, lead, same, together
 from dynome_recorder.errors import FingerprintError, InvalidArgumentError, StorageError
 from dynome_recorder.metrics import StepMetrics
+from dynome_recorder.shield import Blame
 from dynome_recorder.storage.writer import RecordingWriter
 from dynome_recorder.taking import MomentTaker
 from dynome_recorder.tracing.isolation import device_of
@@ -202,7 +203,8 @@ class Session:
             )
         for missing in range(last + 1, epoch + 1):
             self.completed, self.step = missing, step if missing == epoch else -1
-            self.commit(complete=missing == epoch, metrics={}, lost=True)
+            due = self.taker.due(epoch=missing, step=self.step, complete=True)
+            self.commit(complete=missing == epoch, metrics={}, lost=True, due=due)
         self.drain()
 
     def _complete_record(self, epoch: int) -> CommitRecord:
@@ -277,12 +279,13 @@ class Session:
         if complete:
             self.last_complete_epoch = self.completed
 
-    def blame(self, error: Exception) -> str | None:
+    def blame(self, error: Exception) -> Blame | None:
         """Return which moment an error of the writer thread stopped at; None for any other error."""
         failed = self.background.failed
         if error is not self.background.error or failed is None:
             return None
-        return f"epoch {failed.epoch}" if failed.epoch_complete else f"step {failed.step}"
+        doing = f"epoch {failed.epoch}" if failed.epoch_complete else f"step {failed.step}"
+        return Blame(doing, failed.epoch, failed.step)
 
     def check(self) -> None:
         """Raise what stopped the writer thread, if anything did."""

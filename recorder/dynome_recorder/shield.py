@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dynome_recorder.errors import DynomeError
 
@@ -22,6 +22,14 @@ DEGRADED_FILE = "degraded.json"
 
 class RecordingWarning(UserWarning):
     """Something was not recorded, or recording stopped; training is not affected."""
+
+
+class Blame(NamedTuple):
+    """What went wrong at which moment: the end of "recording stopped at ...", completed epochs and steps."""
+
+    doing: str
+    epoch: int
+    step: int
 
 
 class Shield:
@@ -54,7 +62,7 @@ class Shield:
         epoch: int,
         step: int,
         raising: tuple[type[Exception], ...] = (),
-        blame: Callable[[Exception], str | None] = lambda error: None,
+        blame: Callable[[Exception], Blame | None] = lambda error: None,
     ) -> Iterator[None]:
         """Let training go on where the block fails: mark the run degraded and say so in one line.
 
@@ -67,8 +75,9 @@ class Shield:
             if self.strict or isinstance(error, raising):
                 raise
             logger.debug("recording failed", exc_info=True)
-            self.degraded = f"{blame(error) or doing}: {_one_line(error)}"
-            self._leave_note(epoch, step)
+            blamed = blame(error) or Blame(doing, epoch, step)
+            self.degraded = f"{blamed.doing}: {_one_line(error)}"
+            self._leave_note(blamed.epoch, blamed.step)
             self.tell(
                 "degraded",
                 f"{self.path}: recording stopped at {self.degraded} Training goes on; what was committed is safe.",
