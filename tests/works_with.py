@@ -24,9 +24,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from dynome_recorder import Probe, Recorder, every
+from dynome_recorder import Probe, Recorder, at, every
 from dynome_recorder.capture.batches import BatchWatcher, gradient_key
 from dynome_recorder.planning import lay_out_sites
+from dynome_recorder.storage.manifest import read_manifest
 from dynome_recorder.tracing.canary import trace_model
 
 if TYPE_CHECKING:
@@ -324,12 +325,14 @@ class Watched(Nobody):
 
 
 class Recorded(Nobody):
-    """A `Recorder`, as users have it."""
+    """A `Recorder`, as users have it: lists over due steps, read back from the recording, as the witness has them."""
 
-    def __init__(self, situation: Situation, path: Path, **options: object) -> None:
+    def __init__(self, situation: Situation, path: Path, *, probe: bool, batches: bool, gradients: bool) -> None:
         super().__init__(situation)
         self.path = path
-        self.options = options
+        self.options: dict[str, object] = {"schedule": every(epochs=1) | every(steps=2) if probe else at(0)}
+        if batches:
+            self.options |= {"batches": every(steps=DUE), "batch_size": BATCH, "gradients": gradients}
 
     def open(self, model: nn.Module, given: nn.Module) -> contextlib.AbstractContextManager[object]:
         self.recorder = Recorder(
@@ -339,8 +342,7 @@ class Recorded(Nobody):
             reduction=self.situation.reduction,
             probe=Probe(dataset(), size=24, seed=3, batch_size=10),
             weights=every(epochs=1),
-            strict=True,
-            **self.options,
+            **({"strict": True} | self.options),
         )
         return self.recorder
 
@@ -352,6 +354,20 @@ class Recorded(Nobody):
 
     def epoch(self) -> None:
         self.recorder.epoch(note=1.0)
+
+    @property
+    def due(self) -> list[dict[str, torch.Tensor]]:
+        manifest = read_manifest(self.path)
+        found = []
+        for record, index in manifest.snapshots("batches"):
+            there = manifest.batch_rows(record)
+            step: dict[str, torch.Tensor] = {}
+            for entries, key in ((manifest.batches, str), (manifest.gradients, gradient_key)):
+                for site, entry in entries.items():
+                    values = manifest.array(entry["path"])[index]
+                    step[key(site)] = torch.from_numpy(values[np.repeat(there, len(values) // len(there))])
+            found.append(step)
+        return found
 
 
 def train(situation: Situation, observer: Nobody) -> tuple[list[float], dict[str, torch.Tensor]]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
-from works_with import BATCH, DUE, SITUATIONS, Nobody, Situation, Watched, Witness, train
+from works_with import BATCH, DUE, SITUATIONS, Nobody, Recorded, Situation, Watched, Witness, train
 
+from dynome_recorder import InvalidArgumentError, InvalidDataError
 from dynome_recorder.capture.batches import gradient_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # What torch itself says where a compiled block feeds the next.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-
-WITH_GRADIENTS = [name for name, situation in SITUATIONS.items() if situation.has_gradients]
 
 
 @pytest.fixture(autouse=True)
@@ -55,18 +58,46 @@ def check_recorded(situation: Situation, recorded, seen, *, gradients: bool) -> 
             assert torch.equal(ours[name], theirs[name].to(ours[name].dtype)), name
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
-def test_batches(name: str) -> None:
-    watched = Watched(SITUATIONS[name])
-    check_same(alone(name), train(SITUATIONS[name], watched))
-    check_recorded(SITUATIONS[name], watched.due, witnessed(name), gradients=False)
+MODES = {
+    "probe": {"probe": True, "batches": False, "gradients": False},
+    "batches": {"probe": False, "batches": True, "gradients": False},
+    "both": {"probe": True, "batches": True, "gradients": False},
+    "gradients": {"probe": True, "batches": True, "gradients": True},
+}
 
 
-@pytest.mark.parametrize("name", WITH_GRADIENTS)
-def test_gradients(name: str) -> None:
-    watched = Watched(SITUATIONS[name], gradients=True)
-    check_same(alone(name), train(SITUATIONS[name], watched))
-    check_recorded(SITUATIONS[name], watched.due, witnessed(name), gradients=True)
+# Compiling takes most of the time here: "both" says what "batches" would.
+MATRIX = [(name, mode) for name in SITUATIONS for mode in MODES if not (mode == "batches" and "compiled" in name)]
+
+
+@pytest.mark.parametrize(("name", "mode"), MATRIX)
+def test_a_recorder(name: str, mode: str, tmp_path: Path) -> None:
+    situation = SITUATIONS[name]
+    recorded = Recorded(situation, tmp_path / "run", **MODES[mode])
+    if mode == "gradients" and not situation.has_gradients:
+        with pytest.raises((InvalidArgumentError, InvalidDataError), match=r"compiled model|use_reentrant=False"):
+            train(situation, recorded)
+        return
+    check_same(alone(name), train(situation, recorded))
+    if MODES[mode]["batches"]:
+        check_recorded(situation, recorded.due, witnessed(name), gradients=MODES[mode]["gradients"])
+
+
+@pytest.mark.parametrize("name", ["checkpointed, reentrant"])
+def test_a_recorder_that_is_stopped_by_what_it_cannot_record_changes_no_bit(name: str, tmp_path: Path) -> None:
+    situation = SITUATIONS[name]
+    recorded = Recorded(situation, tmp_path / "run", **MODES["gradients"])
+    recorded.options["strict"] = False
+    with pytest.warns(UserWarning, match="use_reentrant=False"):
+        result = train(situation, recorded)
+    check_same(alone(name), result)
+
+
+@pytest.mark.parametrize("mode", ["both", "gradients"])
+def test_a_recorder_beside_workers_that_start_anew(mode: str, tmp_path: Path) -> None:
+    situation = dataclasses.replace(SITUATIONS["plain"], workers="spawn")
+    recorded = Recorded(situation, tmp_path / "run", **MODES[mode])
+    check_same(alone("forked workers"), train(situation, recorded))
 
 
 @pytest.mark.full
