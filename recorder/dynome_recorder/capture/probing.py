@@ -6,6 +6,7 @@ dtype is the copy), since the next operation may overwrite the tensor in place; 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.capture.batch_hooks import InertHook, count_infinite
@@ -92,7 +93,7 @@ def capture(
                         f"{next(iter(calls.values()))[0].site.name}: the model has no module {path!r} any more; a model"
                         " that is recorded must keep its parts."
                     )
-                hook = _Hook(calls, targets, chosen)
+                hook = _Hook(calls, targets, chosen, waits=not slot.stages)
                 hooks.append(hook)
                 handles.append(modules[path].register_forward_hook(hook))
             start = 0
@@ -118,11 +119,17 @@ class _Hook:
     """
 
     def __init__(
-        self, calls: Mapping[int, Sequence[SiteLayout]], targets: Mapping[str, torch.Tensor], rows: torch.Tensor | None
+        self,
+        calls: Mapping[int, Sequence[SiteLayout]],
+        targets: Mapping[str, torch.Tensor],
+        rows: torch.Tensor | None,
+        *,
+        waits: bool,
     ) -> None:
         self.calls = calls
         self.targets = targets
         self.rows = rows
+        self.waits = waits  # whether a value may be read, since the copy has waited for it anyway
         self.infinite: dict[str, torch.Tensor] = {}
         self.count = 0
         self.start = self.stop = self.full = 0
@@ -139,7 +146,7 @@ class _Hook:
             name, rows = layout.site.name, layout.rows_per_sample
             self.targets[name][self.start * rows : self.stop * rows].copy_(values)
             # The cast may overflow: how many values were infinite before it is known only here. It stays on the device.
-            if (infinite := count_infinite(layout, values)) is not None:
+            if (infinite := _count_infinite(layout, values, waits=self.waits)) is not None:
                 self.infinite[name] = self.infinite[name] + infinite if name in self.infinite else infinite
 
     def check_complete(self) -> None:
@@ -149,3 +156,14 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
         return InertHook, ()
+
+
+def _count_infinite(layout: SiteLayout, values: torch.Tensor, *, waits: bool) -> torch.Tensor | None:
+    """Count as `count_infinite` does; where a value may be read, a finite sum says the same in a tenth of the time."""
+    import torch
+
+    if layout.narrows and waits:
+        wide = torch.float64 if values.dtype is torch.float64 else torch.float32
+        if math.isfinite(values.sum(dtype=wide)):  # one that overflows costs the exact count, no more
+            return torch.zeros((), dtype=torch.int64, device="cpu")
+    return count_infinite(layout, values)

@@ -78,6 +78,11 @@ class Slot:
         self._filled = self._landed = False
 
     @property
+    def stages(self) -> bool:
+        """Whether the targets are in device memory, so that nobody may wait for what is written there."""
+        return self._backend.stages
+
+    @property
     def targets(self) -> dict[str, torch.Tensor]:
         """Where hooks copy to, on the current stream: by name, of the spec's shape and dtype, uninitialised."""
         if not self._backend.stages:
