@@ -1,7 +1,8 @@
-"""Write the golden recording: ``python tests/format_golden.py tests/format/golden-1.0``.
+"""Write the golden recordings: ``python tests/format_golden.py tests/format/golden-1.1``.
 
 Run once per released format version; what is committed is never written again, because future versions must read what
-*that* version wrote. The folder must not exist. ``golden-1.0-expected.npz`` beside it holds what it must read as.
+*that* version wrote. The folder must not exist. ``golden-1.1-expected.npz`` beside it holds what it must read as.
+golden-1.0 is one process's, of probe and weights; golden-1.1 has two ranks, batches, gradients, snapshots left out.
 """
 
 from __future__ import annotations
@@ -104,8 +105,77 @@ def write(folder: Path) -> None:
         np.savez_compressed(file, losses=np.array(losses), **arrays)
 
 
+SAMPLES, BATCH = 5, 3  # five samples in two parts: the second is filled up
+RANKED = RunDescription(
+    sites={"hidden": ArraySpec((SAMPLES, 4), "float16", ("sample", "unit"), {"module": "hidden"}, rows=3)},
+    weights=WEIGHTS,
+    batches={"hidden": ArraySpec((2 * BATCH, 4), "float32", ("sample", "unit"), {"module": "hidden"}, rows=BATCH)},
+    gradients={"hidden": ArraySpec((2 * BATCH, 4), "float32", ("sample", "unit"), {"module": "hidden"}, rows=BATCH)},
+    batch_size=BATCH,
+    parts=2,
+    probe={"hash": "golden", "size": SAMPLES, "seed": 0},
+    model=DESCRIPTION.model,
+    schedules={"probe": "every(epochs=1)", "batches": "every(steps=1)"},
+    versions={"format": "1.1"},
+)
+RANKED_STEPS = 66
+BATCH_STEPS = (*range(1, 9), 64, 65, 66)
+SKIPPED = (4, 65)  # steps whose batch one rank left out
+
+
+def write_ranked(folder: Path) -> None:
+    """Write the recording of two ranks and what it must read as; rank 1's batches shrink, one of them to nothing."""
+    rng = np.random.default_rng(20261122)
+    clock = iter(range(1_795_000_000, 1_795_100_000))
+    expected: dict[str, list[np.ndarray]] = {"probe": [], "batches": [], "gradients": [], "sample_id": []}
+    with RecordingWriter.open(
+        folder, RANKED, rank=0, world=2, run_id="601d" * 8, clock=lambda: float(next(clock))
+    ) as lead, RecordingWriter.open(
+        folder, RANKED, rank=1, world=2, first_sequence=0, clock=lambda: float(next(clock))
+    ) as other:  # fmt: skip
+        for step in range(RANKED_STEPS + 1):
+            probe = rng.normal(size=(SAMPLES, 4)).astype(np.float16)
+            weights = {"features.0.weight": rng.normal(size=(5, 4)).astype(np.float32), "scale": np.array(step / 7)}
+            counts = (BATCH, (3, 1, 0)[step % 3])
+            values = rng.normal(size=(2, 2 * BATCH, 4)).astype(np.float32)
+            ids = np.full(2 * BATCH, -1)
+            is_epoch = step % 10 == 0
+            for rank, writer in enumerate((lead, other)):
+                rows = slice(rank * BATCH, rank * BATCH + counts[rank])
+                values[:, rows.stop : (rank + 1) * BATCH] = np.nan
+                ids[rows] = 10 * step + np.arange(rows.stop - rows.start)
+                has_batch = step in BATCH_STEPS and not (rank == step % 2 and step in SKIPPED)
+                writer.commit(
+                    Moment(
+                        epoch=step // 10,
+                        step=step,
+                        epoch_complete=is_epoch,
+                        parameters=f"{step:032x}" if is_epoch and not rank else "",
+                        probe={"hidden": probe[3 * rank : 3 * rank + 3]} if is_epoch else None,
+                        weights=weights if is_epoch and not rank else None,
+                        batches=({"hidden": values[0, rows]} if counts[rank] else {}) if has_batch else None,
+                        gradients=({"hidden": values[1, rows]} if counts[rank] else {}) if has_batch else None,
+                        sample_ids=ids[rows] if has_batch else None,
+                        rows=counts[rank] if has_batch else 0,
+                        step_metrics={"loss": ([step], [1 / (1 + step)])} if step and not rank else {},
+                        skipped=("batches",) if step in BATCH_STEPS and not has_batch else (),
+                    )
+                )
+            if is_epoch:
+                expected["probe"].append(probe)
+            if step in BATCH_STEPS:
+                expected["batches"].append(values[0])
+                expected["gradients"].append(values[1])
+                expected["sample_id"].append(ids)
+    assert verify(folder, deep=True).clean
+    for lock in folder.glob("*.lock"):
+        lock.unlink()
+    with Path(f"{folder}-expected.npz").open("wb") as file:
+        np.savez_compressed(file, **{name: np.stack(values) for name, values in expected.items()})
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     if target.exists():
         sys.exit(f"{target} exists; a golden recording is never written again.")
-    write(target)
+    (write_ranked if target.name == "golden-1.1" else write)(target)

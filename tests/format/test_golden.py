@@ -3,6 +3,7 @@
 A missing fixture is an error; only ``tests/format_golden.py``, called by hand, makes one.
 """
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_it_can_be_continued(golden, tmp_path):
 
 
 def test_this_version_still_writes_the_same(golden, tmp_path):
-    """A change of what is written without a change of the version is a mistake.
+    """A change of what is written without a change of the version is a mistake; 1.1 added, and changed nothing.
 
     Compressed bytes may differ between versions of zstd, and with them the records that name their checksums; all
     descriptions, all metadata but the root's and all views may not.
@@ -156,7 +157,7 @@ def test_this_version_still_writes_the_same(golden, tmp_path):
         bulk = {name for name, file in stored.items() if file.parent.name in {"activation", "weight"}}
         assert len(bulk) == 5 + 3 * 3 + 2 + 2 * 3
         return {
-            name: file.read_bytes()
+            name: re.sub(rb'"1\.[01]"|"checksum": ?"[0-9a-f]{8}"', b"", file.read_bytes())
             for name, file in stored.items()
             if name == "run.json"
             or (name.startswith("store.zarr/") and name not in bulk and name != "store.zarr/zarr.json")
