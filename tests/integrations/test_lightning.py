@@ -305,3 +305,24 @@ def test_the_probe_runs_in_the_trainers_precision(tmp_path, precision, dtype):
 def test_wrong_arguments(tmp_path, options, text):
     with pytest.raises(InvalidArgumentError, match=text):
         DynomeCallback(tmp_path / "run", probe=Probe(dataset()), **options)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import pytorch_lightning", "pytorch_lightning"),
+        ("sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None", 'pip install "dynome[lightning]"'),
+    ],
+)
+def test_either_package_of_lightning_will_do(code, expected):
+    program = f"""
+import sys
+{code}
+try:
+    from dynome_recorder.integrations.lightning import DynomeCallback
+    print(DynomeCallback.__mro__[1].__module__)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert expected in done.stdout

@@ -1,6 +1,7 @@
 """DynomeCallback inside Hugging Face's own Trainer, with a tiny model of random weights."""
 
 import gc
+import importlib
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers_training import STEPS, Stop, dataset, make_callback, make_model, train
 
-from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, RecordingWarning, every
+from dynome_recorder import FingerprintError, InvalidArgumentError, MissingExtraError, Probe, RecordingWarning, every
 from dynome_recorder.integrations.transformers import DynomeCallback
 from dynome_recorder.storage.manifest import read_manifest
 from dynome_recorder.storage.verify import verify
@@ -194,3 +195,10 @@ def test_sharded_models_are_refused(tmp_path):
 
     with pytest.raises(InvalidArgumentError, match="fsdp shards them"):
         callback.on_train_begin(Arguments(), None, None, model=make_model())
+
+
+def test_without_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.trainer_callback", None)
+    monkeypatch.delitem(sys.modules, "dynome_recorder.integrations.transformers")
+    with pytest.raises(MissingExtraError, match=r'pip install "dynome\[transformers\]"'):
+        importlib.import_module("dynome_recorder.integrations.transformers")

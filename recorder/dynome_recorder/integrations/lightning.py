@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,11 @@ from dynome_recorder.errors import InvalidArgumentError, MissingExtraError
 from dynome_recorder.integrations.driver import Driver
 
 try:
-    from lightning.pytorch import Callback
+    # Two packages hold one Lightning: whichever the script has imported, so that the other is not loaded too.
+    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+        from pytorch_lightning import Callback
+    else:
+        from lightning.pytorch import Callback
 except ImportError:
     try:
         from pytorch_lightning import Callback
