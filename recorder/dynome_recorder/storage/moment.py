@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["CheckedMoment", "Moment", "MomentCheck", "PartData"]
 
 
+_KINDS = {"probe": "sites", "weights": "weights", "batches": "batches"}
+"""What ``run.json`` calls the arrays of each stream."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """What is committed at once.
@@ -161,8 +165,8 @@ class MomentCheck:
             given["weights"] = None
         skipped = tuple(stream for stream in moment.skipped if not (self._rank and stream == "weights"))
         for stream in skipped:
-            if stream not in STREAMS or given[stream] is not None:
-                raise InvalidArgumentError(f"{self._path}: {stream!r} cannot be skipped; it is unknown or given.")
+            if not self._fingerprint.get(_KINDS.get(stream, "")) or given[stream] is not None:
+                raise InvalidArgumentError(f"{self._path}: {stream!r} cannot be skipped; it is given or not recorded.")
         contents: list[PartData] = []
         if moment.probe is not None:
             contents += self._probe(moment.probe)
@@ -226,6 +230,8 @@ class MomentCheck:
 
     def _batches(self, moment: Moment) -> Iterator[PartData]:
         """Yield this rank's part of a snapshot of batches: none without samples, or where there is no part for it."""
+        if not self._fingerprint.get("batches"):
+            raise InvalidArgumentError(f"{self._path}: has no batches to record; give None.")
         size = int(self._fingerprint.get("batch_size", 0))
         if not 0 <= moment.rows <= size:
             raise InvalidArgumentError(
