@@ -113,7 +113,7 @@ class Session:
 
     def block(self, count: int) -> float:
         """Train a step (not counted), then return seconds per snapshot until all of them are written."""
-        self.prepare()
+        self.prepare(count)
         start = time.perf_counter()
         for _ in range(count):
             self.arm.snapshot()
@@ -124,7 +124,7 @@ class Session:
 
     def blocked(self, count: int) -> list[float]:
         """Return the seconds of each snapshot in the training thread; what is left to other threads is waited for."""
-        self.prepare()
+        self.prepare(count)
         seconds = []
         for _ in range(count):
             seconds.append(timed(self.arm.snapshot))
@@ -133,11 +133,11 @@ class Session:
         self.count += count
         return seconds
 
-    def prepare(self) -> None:
-        """Move the model on and keep what the next snapshot must hold."""
+    def prepare(self, count: int) -> None:
+        """Move the model on and keep what the first and the last of the next snapshots must hold."""
         self.subject.train(1)
-        self.kept[self.count] = self.by_hooks(self.subject)
-        if len(self.kept) > KEPT:
+        self.kept[self.count] = self.kept[self.count + count - 1] = self.by_hooks(self.subject)
+        while len(self.kept) > KEPT:
             self.kept.pop(next(iter(self.kept)))
         self.synchronize()
 
