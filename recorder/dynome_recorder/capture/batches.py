@@ -13,20 +13,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dynome_recorder.capture.batch_hooks import (
-    BatchStep,
-    CompiledCall,
-    PassBegins,
-    PassEnds,
-    SiteHook,
-    Switch,
-    TracedHook,
-    gradient_key,
-    is_dynamo_loaded,
+from dynome_recorder.capture.batch_hooks import PassBegins, PassEnds, SiteHook, Switch, TracedHook
+from dynome_recorder.capture.batch_step import BatchStep, gradient_key, is_dynamo_loaded
+from dynome_recorder.capture.compiled import (
+    NewGuard,
+    RoomForGraphs,
+    Stand,
+    fill_caches,
+    innermost,
+    is_compiled,
+    is_compiled_anywhere,
+    outermost_compiled,
+    wrappers,
 )
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.tracing.isolation import device_of
-from dynome_recorder.tracing.layers import modules_by_path, plain_model
+from dynome_recorder.tracing.layers import modules_by_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
     from dynome_recorder.capture.reductions import SiteLayout
 
-__all__ = ["BatchWatcher", "Collected", "Targets", "gradient_key"]
+__all__ = ["BatchWatcher", "Collected", "Targets", "check_batches", "gradient_key"]
 
 
 class Targets(Protocol):
@@ -113,24 +115,19 @@ class BatchWatcher:
         Raises
         ------
         InvalidArgumentError
-            If the model runs in several threads (``DataParallel``), or gradients are wanted of a compiled one.
+            As `check_batches`.
         """
-        _check_threads(self._model)
-        if self._permanent or not _is_compiled_anywhere(self._model):
+        check_batches(self._model, gradients=self._gradients)
+        if self._permanent or not is_compiled_anywhere(self._model):
             return
-        if self._gradients:
-            raise InvalidArgumentError(
-                "gradients of sites cannot be recorded from a compiled model, whose graph computes them where no hook"
-                " sees them; train the eager model, or leave gradients=True out."
-            )
-        self._permanent.append(_RoomForGraphs())
-        _fill_caches(self._layouts, device_of(self._model))
+        self._permanent.append(RoomForGraphs())
+        fill_caches(self._layouts, device_of(self._model))
         switch = Switch()
         for module, _, calls in self._by_module():
             hook = TracedHook(switch, calls)
             self._traced.append(hook)
             self._permanent.append(module.register_forward_hook(hook))
-            self._permanent.append(_NewGuard(module))
+            self._permanent.append(NewGuard(module))
 
     def arm(self, slot: Targets) -> None:
         """Record the passes from here to `collect` into a slot.
@@ -201,7 +198,7 @@ class BatchWatcher:
 
     def _by_module(self) -> list[tuple[nn.Module, str, dict[int, list[SiteLayout]]]]:
         """Return every module with sites, its path, and which call of it has which."""
-        modules = modules_by_path(_innermost(self._model))
+        modules = modules_by_path(innermost(self._model))
         found: dict[str, dict[int, list[SiteLayout]]] = {}
         for layout in self._layouts:
             if layout.site.module not in modules:
@@ -214,11 +211,11 @@ class BatchWatcher:
 
     def _watch_passes(self, step: BatchStep) -> None:
         """Stand where the model is called, outside of every graph, so that a pass can be closed before the next."""
-        outer = _outermost_compiled(self._model)
+        outer = outermost_compiled(self._model)
         for module in self._model.modules():
-            if _is_compiled(module):
-                self._handles.append(_Stand(module, step, is_pass=module is outer))
-        if not _is_compiled(outer):
+            if is_compiled(module):
+                self._handles.append(Stand(module, step, is_pass=module is outer))
+        if not is_compiled(outer):
             self._handles.append(outer.register_forward_pre_hook(PassBegins(step)))
             self._handles.append(outer.register_forward_hook(PassEnds(step)))
 
@@ -227,117 +224,27 @@ class BatchWatcher:
             self._handles.pop().remove()
 
 
-class _Stand:
-    """A `CompiledCall` in place of what a compiled module calls, until it is removed."""
+def check_batches(model: nn.Module, *, gradients: bool) -> None:
+    """Check that the batches of a model can be recorded at all, before anything is written.
 
-    def __init__(self, module: nn.Module, step: BatchStep, *, is_pass: bool) -> None:
-        self.module = module
-        # In the module's own dictionary: what torch.compile returns hands attributes on to the module inside.
-        self.before = vars(module).get("_compiled_call_impl")
-        inner = module._call_impl if self.before is None else self.before
-        vars(module)["_compiled_call_impl"] = CompiledCall(step, inner, is_pass=is_pass)
-
-    def remove(self) -> None:
-        if not isinstance(vars(self.module).get("_compiled_call_impl"), CompiledCall):
-            return  # compiled again since
-        if self.before is None:
-            del vars(self.module)["_compiled_call_impl"]
-        else:
-            vars(self.module)["_compiled_call_impl"] = self.before
-
-
-class _RoomForGraphs:
-    """Doubles how many graphs dynamo may hold per function: recording adds one to each that is run in a due step.
-
-    At the limit ``fullgraph=True`` ends the training, which must not happen because of the recorder.
+    Raises
+    ------
+    InvalidArgumentError
+        If the model runs in several threads (``DataParallel``), or gradients are wanted of a compiled one.
     """
-
-    def __init__(self) -> None:
-        import torch._dynamo.config as config
-
-        self.config: Any = config
-        self.name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-        self.before = getattr(config, self.name)
-        setattr(config, self.name, 2 * self.before)
-
-    def remove(self) -> None:
-        if getattr(self.config, self.name) == 2 * self.before:
-            setattr(self.config, self.name, self.before)
-
-
-class _NewGuard:
-    """Makes dynamo trace a module again, by giving it the ``forward`` that it has as an attribute of its own.
-
-    Dynamo does not look whether a module has hooks when it takes a graph that it has: one of this model before it was
-    recorded, or of another model of the same class. It does look whether ``forward`` is the class's.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.is_set = "forward" not in vars(module)
-        if self.is_set:
-            vars(module)["forward"] = module.forward
-
-    def remove(self) -> None:
-        if self.is_set:
-            vars(self.module).pop("forward", None)
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the model and what its wrappers hold, from the outside to the plain module."""
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    layers = [model]
-    while True:
-        if _is_wrapper(model):
-            model = plain_model(model)
-        elif isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        else:
-            return layers
-        layers.append(model)
-
-
-def _innermost(model: nn.Module) -> nn.Module:
-    return _layers(model)[-1]
-
-
-def _outermost_compiled(model: nn.Module) -> nn.Module:
-    """Return the outermost layer that is compiled as a whole, the plain module where none is."""
-    layers = _layers(model)
-    return next((layer for layer in layers if _is_compiled(layer)), layers[-1])
-
-
-def _is_compiled_anywhere(model: nn.Module) -> bool:
-    return any(_is_compiled(module) for layer in _layers(model) for module in layer.modules())
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None or _is_wrapper(module)
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    return plain_model(module) is not module
-
-
-def _fill_caches(layouts: Sequence[SiteLayout], device: torch.device) -> None:
-    """Reduce one sample of every site, so that index tensors are made here and not where the graph is traced."""
-    import torch
-
-    with torch.no_grad():
-        for layout in layouts:
-            layout.apply(torch.zeros((1, *layout.output_shape), dtype=torch.float32, device=device))
-
-
-def _check_threads(model: nn.Module) -> None:
     from torch.nn.parallel import DataParallel
 
-    for layer in _layers(model):
+    for layer in wrappers(model):
         if isinstance(layer, DataParallel) and len(layer.device_ids) > 1:
             raise InvalidArgumentError(
                 "batches cannot be recorded from DataParallel, which runs several passes at once; use"
                 " DistributedDataParallel."
             )
+    if gradients and is_compiled_anywhere(model):
+        raise InvalidArgumentError(
+            "gradients of sites cannot be recorded from a compiled model, whose graph computes them where no hook sees"
+            " them; train the eager model, or leave gradients=True out."
+        )
 
 
 def _no_pass_text() -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from dynome_recorder.capture.batch_hooks import InertHook, count_infinite
+from dynome_recorder.capture.batch_hooks import InertHook
+from dynome_recorder.capture.batch_step import count_infinite
 from dynome_recorder.capture.probe import Forward, Probe, to_device
 from dynome_recorder.capture.transfer import BufferSpec, Slot
 from dynome_recorder.errors import InvalidDataError
