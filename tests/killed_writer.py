@@ -2,7 +2,8 @@
 
 The content of a moment follows from its epoch, rank and number of ranks alone: who looks knows what a row must hold.
 ``python killed_writer.py`` is a nursery: it has imported everything, and forks one recording process for each
-line of JSON that it reads, so that a campaign kills a process a second and not one in five.
+line of JSON that it reads, so that a campaign kills a process a second and not one in five. With RUN and SEED given it
+is one such process itself.
 
 A recording process writes lines to a file of its own: ``start EPOCH`` when it goes on after an epoch, ``submit EPOCH
 HELD`` when it has handed a moment over (HELD: whether it holds a buffer), ``commit EPOCH`` when that is acknowledged.
@@ -15,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -193,7 +195,11 @@ def record(job: dict[str, object], out: int) -> None:
 
 
 def main() -> None:
-    """Fork a process for each line; print its process id."""
+    """Fork a process for each line and print its process id; with RUN and SEED given, record there instead."""
+    if len(sys.argv) == 3:
+        job = {"path": sys.argv[1], "seed": sys.argv[2], "mode": "single", "rank": 0, "world": 1, "parts": 1}
+        with tempfile.TemporaryDirectory() as gate:
+            record({**job, "gate": gate}, 1)
     from numcodecs import zstd  # noqa: F401 - before the forks
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
