@@ -397,6 +397,22 @@ def test_a_model_that_changes_its_input_gets_the_same_input_every_time() -> None
     assert probe.hash() == digest
 
 
+def test_a_data_set_is_loaded_twice_at_most_where_the_model_changes_its_input() -> None:
+    loaded: list[int] = []
+
+    class Slow(TensorDataset):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return self.tensors[0][index]
+
+    probe = Probe(Slow(torch.randn(20, 4)), size=12, batch_size=12)
+    model = ChangesItsInput()
+    plan = layouts(model, ["2"], probe)
+    for _ in range(4):
+        run(model, plan, probe=probe)
+    assert len(loaded) == 24
+
+
 def test_a_module_that_is_gone_is_told() -> None:
     model = Dropout()
     plan = layouts(model, ["5"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.capture.backends import (
@@ -73,6 +73,7 @@ class Slot:
         self._hosts, self._extra_host = _carve(memory, self.specs)
         self._extra_names: list[str] = []
         self._staging: _Staging | None = None
+        self._streams: list[Any] = []  # those that write to the targets
         self._rows: int | Mapping[str, int] | None = None
         self._event: Any = None
         self._filled = self._landed = False
@@ -84,15 +85,23 @@ class Slot:
 
     @property
     def targets(self) -> dict[str, torch.Tensor]:
-        """Where hooks copy to, on the current stream: by name, of the spec's shape and dtype, uninitialised."""
+        """Where hooks copy to: by name, of the spec's shape and dtype, uninitialised.
+
+        Ask for it on every stream that writes: that stream waits for an earlier copy, and `send` waits for that stream.
+        """
         if not self._backend.stages:
             return self._hosts
         if self._staging is None:
             self._staging = self._pool._lend_staging(self.specs)
+        current = self._backend.current_stream()
+        if current not in self._streams:
+            self._streams.append(current)
+            for event in self._staging.used:
+                self._backend.wait_event(current, event)
         return self._staging.buffers
 
     def send(self, rows: int | Mapping[str, int] | None = None) -> None:
-        """Start the way of the targets to the host, behind everything that the current stream was given so far.
+        """Start the way of the targets to the host, behind everything that their streams were given so far.
 
         Parameters
         ----------
@@ -106,11 +115,11 @@ class Slot:
         self._filled, self._rows = True, rows
         if not self._backend.stages:
             return
-        targets, side = self.targets, self._after_current()
+        targets, side = self.targets, self._side_stream()
         for name, target in targets.items():
             self._backend.copy(_leading(self._hosts[name], rows, name), _leading(target, rows, name), side)
         self._event = self._backend.record_event(side)
-        self._return_staging(self._event)
+        self._return_staging([self._event])
 
     def copy_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy tensors of the training itself, such as parameters, with no memory on the device.
@@ -131,7 +140,8 @@ class Slot:
         self._check(tensors)
         self._filled = True
         sources = {name: self._pool._bring(tensor.detach()) for name, tensor in tensors.items()}
-        side = self._after_current()
+        self._streams.append(self._backend.current_stream())
+        side = self._side_stream()
         for name, source in sources.items():
             self._backend.copy(self._hosts[name], source, side)
         self._event = self._backend.record_event(side)
@@ -163,22 +173,23 @@ class Slot:
         """Give the buffers back, from any thread and without waiting; a second time does nothing."""
         self._pool._take_back(self)
 
-    def _after_current(self) -> Any:
-        """Return the side stream, behind what the current stream was given so far, with the extras on their way."""
+    def _side_stream(self) -> Any:
+        """Return the side stream, behind what the slot's streams were given so far, with the extras on their way."""
         backend = self._backend
-        side, current = backend.side_stream(), backend.current_stream()
+        side = backend.side_stream()
         extras = self._pool._gather(self.extras) if self.extras and backend.stages else None
-        backend.wait_event(side, backend.record_event(current))
+        for stream in self._streams:
+            backend.wait_event(side, backend.record_event(stream))
         if extras is not None and self._extra_host is not None:
             self._extra_names = list(self.extras)
             backend.copy(self._extra_host[: len(extras)], extras, side)
             backend.keep(extras, side)
         return side
 
-    def _return_staging(self, event: Any) -> None:
+    def _return_staging(self, used: list[Any]) -> None:
         staging, self._staging = self._staging, None
         if staging is not None:
-            staging.read = event
+            staging.used = used
             self._pool._return_staging(staging)
 
     def _give_up(self) -> torch.Tensor:
@@ -214,16 +225,13 @@ class _Staging:
 
     Attributes
     ----------
-    stream
-        The stream that was current when they were lent, hence the one that writes to them.
-    read
-        Event behind the copy that read them last; None where nothing did.
+    used
+        Events behind whatever read them or wrote to them for the slot before.
     """
 
     key: frozenset[tuple[str, BufferSpec]]
     buffers: dict[str, torch.Tensor]
-    stream: Any = None
-    read: Any = None
+    used: list[Any] = field(default_factory=list)
 
 
 class SlotPool:
@@ -357,7 +365,7 @@ class SlotPool:
             self._handed_over.discard(slot)
             self.used_bytes -= slot.nbytes
             if slot._staging is not None:  # never sent: the next writes must stand behind those of its hooks
-                slot._return_staging(self.backend.record_event(slot._staging.stream))
+                slot._return_staging([self.backend.record_event(stream) for stream in slot._streams])
             # Where nobody waited for the copies they may be under way: torch keeps such memory until they are done.
             memory = slot._give_up()
             if not self._stopped and (slot._landed or slot._event is None):
@@ -365,21 +373,17 @@ class SlotPool:
             self._changed.notify_all()
 
     def _lend_staging(self, specs: Mapping[str, BufferSpec]) -> _Staging:
-        """Return device buffers that the current stream may write to."""
+        """Return device buffers; whoever writes to them waits for ``used``."""
         key = frozenset(specs.items())
-        current, side = self.backend.current_stream(), self.backend.side_stream()
         with self._changed:
             found = next((staging for staging in self._staging if staging.key == key), None)
             if found is not None:
                 self._staging.remove(found)
-        if found is None:
-            found = _Staging(key, {name: self.backend.allocate_device(spec) for name, spec in specs.items()})
-            for buffer in found.buffers.values():
-                self.backend.keep(buffer, side)
-        if found.read is not None:
-            self.backend.wait_event(current, found.read)
-        found.stream, found.read = current, None
-        return found
+                return found
+        buffers = {name: self.backend.allocate_device(spec) for name, spec in specs.items()}
+        for buffer in buffers.values():
+            self.backend.keep(buffer, self.backend.side_stream())
+        return _Staging(key, buffers)
 
     def _return_staging(self, staging: _Staging) -> None:
         with self._changed:
