@@ -7,6 +7,7 @@ once and on the output's own device, with nothing that waits for it.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.errors import InvalidDataError
@@ -148,7 +149,7 @@ class BatchStep:
                 self._watch_gradient(layout, tensor)
             with _without_dispatch_modes():
                 values = layout.apply(values)
-                self._store(layout, values, count_infinite(layout, values))
+                self._store(layout, values, count_infinite(layout, values, waits=values.device.type == "cpu"))
 
     def take_gradient(self, layout: SiteLayout, start: int, gradient: torch.Tensor) -> None:
         """Record the gradient of a site's rows; further backward passes of the step add to it."""
@@ -238,10 +239,19 @@ class GradientHook:
             self.step.safely(self.step.take_gradient, self.layout, self.start, gradient)
 
 
-def count_infinite(layout: SiteLayout, values: torch.Tensor) -> torch.Tensor | None:
-    """Return how many values are infinite, on their device, where the cast to the recorded dtype may add some."""
+def count_infinite(layout: SiteLayout, values: torch.Tensor, *, waits: bool = False) -> torch.Tensor | None:
+    """Return how many values are infinite, on their device, where the cast to the recorded dtype may add some.
+
+    Where a value may be read at once (``waits``), a finite sum says the same in a tenth of the time.
+    """
+    import torch
+
     if not layout.narrows and values.dtype == torch_dtype_of(layout):
         return None
+    if waits:
+        wide = torch.float64 if values.dtype is torch.float64 else torch.float32
+        if math.isfinite(values.sum(dtype=wide)):  # one that overflows costs the exact count, no more
+            return torch.zeros((), dtype=torch.int64, device=values.device)
     return values.isinf().sum()
 
 

@@ -6,7 +6,6 @@ dtype is the copy), since the next operation may overwrite the tensor in place; 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.capture.batch_hooks import InertHook
@@ -147,7 +146,7 @@ class _Hook:
             name, rows = layout.site.name, layout.rows_per_sample
             self.targets[name][self.start * rows : self.stop * rows].copy_(values)
             # The cast may overflow: how many values were infinite before it is known only here. It stays on the device.
-            if (infinite := _count_infinite(layout, values, waits=self.waits)) is not None:
+            if (infinite := count_infinite(layout, values, waits=self.waits)) is not None:
                 self.infinite[name] = self.infinite[name] + infinite if name in self.infinite else infinite
 
     def check_complete(self) -> None:
@@ -157,14 +156,3 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[InertHook], tuple[()]]:
         return InertHook, ()
-
-
-def _count_infinite(layout: SiteLayout, values: torch.Tensor, *, waits: bool) -> torch.Tensor | None:
-    """Count as `count_infinite` does; where a value may be read, a finite sum says the same in a tenth of the time."""
-    import torch
-
-    if layout.narrows and waits:
-        wide = torch.float64 if values.dtype is torch.float64 else torch.float32
-        if math.isfinite(values.sum(dtype=wide)):  # one that overflows costs the exact count, no more
-            return torch.zeros((), dtype=torch.int64, device="cpu")
-    return count_infinite(layout, values)
