@@ -591,14 +591,13 @@ for number in range(8):
         writer.drain()
         {end}
     children.append(child)
-for child in children:
-    os.waitpid(child, 0)
+codes = {{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}}
 submit(range(20, 41))
 writer.close()
-print("closed")
+print("closed", *codes)
 """
     done = run_script(tmp_path / "run", code)
-    assert done.stdout == "closed\n", done.stderr
+    assert done.stdout == f"closed {int('raise' in end)}\n", done.stderr
     assert [record.epoch for record in read_manifest(tmp_path / "run").live] == list(range(41))
     assert verify(tmp_path / "run", deep=True).clean
 
