@@ -11,9 +11,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numcodecs import zstd
 from recordings import describe, moments
 
 from dynome_recorder.errors import (
@@ -26,12 +30,12 @@ from dynome_recorder.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from dynome_recorder.storage import bulk, commits, committing, files, publish, writer
+from dynome_recorder.storage import bulk, commits, committing, files, layout, publish, writer
 from dynome_recorder.storage.format import seal, unseal
 from dynome_recorder.storage.lifecycle import acquire_lock
 from dynome_recorder.storage.manifest import read_manifest
 from dynome_recorder.storage.verify import verify
-from dynome_recorder.storage.writer import Moment, RecordingWriter, RunDescription
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter, RunDescription
 
 SITES = {"hidden1": 12, "hidden2": 8}
 DESCRIPTION = describe(SITES, samples=40)
@@ -689,6 +693,40 @@ def test_a_real_read_only_folder(tmp_path):
 
 
 # ---- durability and size
+
+
+@given(st.integers(1, 4 * layout.ZSTD_BLOCK), st.integers(0, 2**32 - 1))
+@example(layout.ZSTD_BLOCK, 0)
+@example(layout.ZSTD_BLOCK + 1, 0)
+@example(3 * layout.ZSTD_BLOCK, 0)
+def test_what_is_stored_uncompressed_is_a_frame_that_zstd_reads(length, seed):
+    data = np.random.default_rng(seed).integers(0, 256, length).astype(np.uint8)
+    stored = bytes(layout.store_uncompressed(data))
+    frame, checksum = stored[:-4], int.from_bytes(stored[-4:], "little")
+    assert checksum == google_crc32c.value(frame)
+    assert zstd.decompress(frame) == data.tobytes()
+
+
+@pytest.mark.parametrize(("values", "gain"), [("dense", 1.0), ("relu", 1.7), ("constant", 1000.0), ("bfloat16", 1.2)])
+def test_only_what_gains_is_compressed(tmp_path, values, gain):
+    """And whatever was chosen reads back, through plain zarr too."""
+    dense = np.random.default_rng(0).normal(size=(600, 1500)).astype(np.float32)
+    array = {
+        "dense": dense,
+        "relu": np.maximum(dense, 0),
+        "constant": np.ones_like(dense),
+        "bfloat16": (dense.view(np.uint32) >> 16).astype(np.uint16),
+    }[values]
+    dtype = "bfloat16" if values == "bfloat16" else "float32"
+    description = RunDescription(sites={"a": ArraySpec((600, 1500), dtype, ("sample", "unit"))})
+    with RecordingWriter.open(tmp_path / "run", description) as recording:
+        record = recording.commit(Moment(epoch=0, step=0, probe={"a": array}))
+    ((size, _),) = record.files.values()
+    assert gain * 0.999 < array.nbytes / size < (10 * gain if gain > 1 else 1.001)
+    np.testing.assert_array_equal(read_manifest(tmp_path / "run").array("probe/sites/a/activation")[0], array)
+    with xr.open_zarr(tmp_path / "run/store.zarr", group="probe/sites/a") as site:
+        np.testing.assert_array_equal(site["activation"].values[0], array)
+    assert verify(tmp_path / "run", deep=True).clean
 
 
 @pytest.mark.usefixtures("real_sync")

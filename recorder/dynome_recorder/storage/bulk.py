@@ -51,7 +51,7 @@ class BulkFiles:
         self._workers = workers
         # Inner chunks are queued before the files that wait for them: these can never fill the pool while what they
         # wait for has not started. What is one chunk is compressed by the thread that writes it.
-        pieces: dict[str, list[Callable[[], bytes]]] = {
+        pieces: dict[str, list[Callable[[], bytes | memoryview]]] = {
             name: [
                 partial(compress, piece)
                 if content.layout.inner == content.layout.chunk
@@ -101,10 +101,10 @@ class BulkFiles:
             with contextlib.suppress(OSError):
                 (self._store / name).unlink(missing_ok=True)
 
-    def _write(self, name: str, layout: BulkLayout, compressed: Sequence[Callable[[], bytes]]) -> None:
+    def _write(self, name: str, layout: BulkLayout, compressed: Sequence[Callable[[], bytes | memoryview]]) -> None:
         written = self._written[name]
 
-        def pieces() -> Iterator[bytes]:
+        def pieces() -> Iterator[bytes | memoryview]:
             lengths = []
             for piece in compressed:
                 data = piece()

@@ -38,7 +38,9 @@ def write_file(path: Path, data: bytes, *, sync: bool) -> None:
             os.fsync(file.fileno())
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes], *, written: Callable[[tuple[int, str]], None]) -> None:
+def write_pieces(
+    path: Path, pieces: Iterable[bytes | memoryview], *, written: Callable[[tuple[int, str]], None]
+) -> None:
     """Write a new file from pieces as they come, under its final name, and sync it.
 
     Parameters

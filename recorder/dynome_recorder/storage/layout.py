@@ -40,12 +40,13 @@ INNER_BYTES = 2**20
 """What an inner chunk aims at; 0.25-2 MiB measured well for both a whole snapshot and a few units of many."""
 LARGEST_CHUNK = 2**21
 ZSTD_LEVEL = 1
-FAST_LEVEL = -1
-"""Of zstd, for data that level 1 hardly makes smaller: six times as fast, no smaller at all. Any level reads alike."""
 LEAST_GAIN = 1.12
 SAMPLE_BYTES = 2**13
-"""Dense float32 gains 1.08 (at 0.7 GB/s on one core), dense bfloat16 1.29, float32 behind a ReLU 1.77; measured on
-three such pieces of an inner chunk."""
+"""What zstd hardly makes smaller is stored as it is, in a frame that any zstd reads: dense float32 gains 1.08 and costs
+seven times as much; dense bfloat16 gains 1.29, float32 behind a ReLU 1.77. Measured on three samples of a chunk."""
+ZSTD_MAGIC = 0xFD2FB528
+ZSTD_BLOCK = 2**17
+"""A frame, and its largest block, as RFC 8878 has them."""
 
 _SEAL_NODE = re.compile(rb',"checksum":"([0-9a-f]{8})"\}\}\n\Z')
 
@@ -206,7 +207,7 @@ class BulkLayout:
         for starts in itertools.product(*ranges):
             yield array[tuple(slice(start, start + step) for start, step in zip(starts, self.inner, strict=True))]
 
-    def assemble(self, compressed: Sequence[bytes]) -> bytes:
+    def assemble(self, compressed: Sequence[bytes | memoryview]) -> bytes:
         """Return the bytes of the file that stores one part, from its compressed inner chunks in C order.
 
         Every inner chunk is there, also one of fill values only: what is there must never look like what is missing.
@@ -402,16 +403,45 @@ def _with_crc(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-def compress(piece: NDArray[Any]) -> bytes:
+def compress(piece: NDArray[Any]) -> bytes | memoryview:
     """Return the bytes of an inner chunk: zstd, then the crc32c of that. Releases the GIL while it compresses."""
     # numcodecs takes 0.1 s to import; only a process that writes pays for it.
     from numcodecs import zstd  # type: ignore[import-untyped]
 
     data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-    level = ZSTD_LEVEL
     if data.nbytes >= 16 * SAMPLE_BYTES:
         middle = data.nbytes // 2
         sample = np.concatenate([data[:SAMPLE_BYTES], data[middle : middle + SAMPLE_BYTES], data[-SAMPLE_BYTES:]])
         if sample.nbytes < LEAST_GAIN * len(zstd.compress(sample, ZSTD_LEVEL)):
-            level = FAST_LEVEL
-    return _with_crc(zstd.compress(data, level))
+            return store_uncompressed(data)
+    return _with_crc(zstd.compress(data, ZSTD_LEVEL))
+
+
+def store_uncompressed(data: NDArray[np.uint8]) -> memoryview:
+    """Return a zstd frame that holds data as it is, then the crc32c of that; copies the data once.
+
+    Parameters
+    ----------
+    data
+        uint8, shape (n,), 1 byte to 4 GiB.
+    """
+    full, rest = divmod(data.nbytes, ZSTD_BLOCK)
+    count = full + (rest > 0)
+    out = np.empty(9 + 3 * count + data.nbytes + 4, np.uint8)
+    # One segment (0x20) whose length stands in four bytes (0x80).
+    out[:9] = _as_bytes(struct.pack("<IBI", ZSTD_MAGIC, 0xA0, data.nbytes))
+    # Raw blocks, each behind three bytes: its length from bit 3 on, its type (0) in bits 1 and 2, bit 0 in the last.
+    blocks = out[9 : 9 + full * (ZSTD_BLOCK + 3)].reshape(full, ZSTD_BLOCK + 3)
+    blocks[:, :3] = _as_bytes(struct.pack("<I", ZSTD_BLOCK << 3)[:3])
+    blocks[:, 3:] = data[: full * ZSTD_BLOCK].reshape(full, ZSTD_BLOCK)
+    if rest:
+        block = out[-4 - rest - 3 : -4]
+        block[:3] = _as_bytes(struct.pack("<I", rest << 3)[:3])
+        block[3:] = data[-rest:]
+    out[9 + (count - 1) * (ZSTD_BLOCK + 3)] |= 1
+    out[-4:] = _as_bytes(struct.pack("<I", google_crc32c.value(out[:-4])))
+    return out.data
+
+
+def _as_bytes(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)
