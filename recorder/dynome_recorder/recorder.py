@@ -18,7 +18,7 @@ from dynome_recorder.metrics import take_metric
 from dynome_recorder.planning import make_plan
 from dynome_recorder.schedule import check_count
 from dynome_recorder.settings import check_settings
-from dynome_recorder.shield import Shield
+from dynome_recorder.shield import Blame, Shield
 from dynome_recorder.termination import ended_by_sigterm
 
 if TYPE_CHECKING:
@@ -160,13 +160,14 @@ class Recorder:
             on_existing=on_existing,
         )
         self.path = self._settings.path
-        self._shield = Shield(self.path, strict=strict)
+        self._shield = Shield(self.path)
         self._session: Session | None = None
         self._last_statistics: Statistics | None = None
         self._signals = contextlib.ExitStack()
         self._epoch: int | None = None  # the epoch under way, between its begin and its commit
         self._training = False  # from the first epoch on, misplaced calls are told and ignored
         self._stepped = False
+        self._known_metrics: set[str] = set()
 
     # Before training
 
@@ -214,7 +215,7 @@ class Recorder:
             optimizer=settings.optimizer,
             hyperparameters=settings.hyperparameters,
         )
-        self._shield = Shield(self.path, strict=settings.strict)
+        self._shield = Shield(self.path)
         self._session = Session(settings, plan, description, place)
         self._training, self._stepped, self._epoch = False, False, None
         self._shield.remove_note()
@@ -374,8 +375,14 @@ class Recorder:
             return
         # The first recorded batch is the canary of the stream: a site that cannot be recorded is told as an error.
         first, self._stepped = not self._stepped, True
-        with self._guard(f"step {session.step + 1}", session, raising=(InvalidDataError,) if first else ()):
+        started = time.perf_counter()
+        # No context manager here: what every step pays is counted in microseconds.
+        try:
             session.end_step(self._usable(metrics), sample_ids)
+        except Exception as error:
+            self._stop_recording(error, f"step {session.step}", session, raising=(InvalidDataError,) if first else ())
+        finally:
+            session.blocked_seconds += time.perf_counter() - started
 
     def epoch(self, **metrics: Any) -> None:
         """Hand over the epoch that was just trained, with its metrics, to be committed; `flush` waits for that."""
@@ -445,14 +452,21 @@ class Recorder:
         """Let training go on where the block fails, count its time, and leave nothing behind once recording stopped."""
         started = time.perf_counter()
         try:
-            with self._shield.stop_recording_on_error(
-                doing, epoch=session.completed, step=session.step, raising=raising, blame=session.blame
-            ):
-                yield
+            yield
+        except Exception as error:
+            self._stop_recording(error, doing, session, raising=raising)
         finally:
             session.blocked_seconds += time.perf_counter() - started
-            if self.degraded is not None:
-                session.abandon()
+
+    def _stop_recording(
+        self, error: Exception, doing: str, session: Session, *, raising: tuple[type[Exception], ...]
+    ) -> None:
+        """Degrade, unless the error is one that is raised; called while it is handled."""
+        if self._settings.strict or isinstance(error, raising):
+            raise error
+        blame = session.blame(error) or Blame(doing, session.completed, session.step)
+        self._shield.stop_recording(error, blame)
+        session.abandon()
 
     def _opened(self, method: str) -> Session:
         if self._session is None:
@@ -466,7 +480,7 @@ class Recorder:
         usable = {}
         for name, value in metrics.items():
             try:
-                usable[name] = take_metric(name, value)
+                usable[name] = take_metric(name, value, known=self._known_metrics)
             except Exception as error:
                 if self._settings.strict:
                     raise

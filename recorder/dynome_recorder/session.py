@@ -88,7 +88,11 @@ class Session:
         self.completed = self.step = 0
         self.blocked_seconds = 0.0
         self._abandoned = False
-        self.taker.attach()
+        try:
+            self.taker.attach()
+        except BaseException:
+            self.background.close()
+            raise
 
     def _open(self, description: RunDescription) -> RecordingWriter:
         """Open the recording, rank 0 before the others: opening sweeps what was not committed, theirs is to come."""
@@ -232,7 +236,10 @@ class Session:
         self.note(metrics)
         self.check()
         self.taker.end_batch(sample_ids)
-        if self.taker.has_batch or self.taker.due(epoch=self.completed, step=self.step, complete=False):
+        taker = self.taker
+        if taker.has_batch or (
+            taker.counting_steps and taker.due(epoch=self.completed, step=self.step, complete=False)
+        ):
             self.commit(complete=False, metrics={})
         self.taker.expect_batch(self.step + 1)
 

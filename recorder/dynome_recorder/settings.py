@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynome_recorder.capture.batches import check_batches
 from dynome_recorder.capture.probe import Forward, Probe, call_model
 from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
 from dynome_recorder.description import check_plain
@@ -107,6 +108,7 @@ def check_settings(
                 " between two optimizer steps, e.g. batch_size=loader.batch_size (times the accumulated batches)."
             )
         batch_size = check_count("batch_size", batch_size, least=1)
+        check_batches(model, gradients=gradients)
         if not schedules["batches"].counts_steps:
             raise InvalidArgumentError(
                 f"batches must be a schedule of steps, e.g. every(steps=10); got {schedules['batches']}."

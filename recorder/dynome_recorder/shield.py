@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynome_recorder.errors import DynomeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -39,49 +38,26 @@ class Shield:
     ----------
     path
         The run directory, named in every line and home of the note.
-    strict
-        True lets every error through.
-
     Attributes
     ----------
     degraded
         When and why recording stopped; None while it goes on.
     """
 
-    def __init__(self, path: Path, *, strict: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.strict = strict
         self.degraded: str | None = None
         self._told: set[str] = set()
 
-    @contextlib.contextmanager
-    def stop_recording_on_error(
-        self,
-        doing: str,
-        *,
-        epoch: int,
-        step: int,
-        raising: tuple[type[Exception], ...] = (),
-        blame: Callable[[Exception], Blame | None] = lambda error: None,
-    ) -> Iterator[None]:
-        """Let training go on where the block fails: mark the run degraded and say so in one line.
-
-        Errors of the kinds in ``raising`` pass, for what may still be told as an error: the canary. ``blame`` names
-        what an error belongs to, where that is not what the block was doing.
-        """
-        try:
-            yield
-        except Exception as error:
-            if self.strict or isinstance(error, raising):
-                raise
-            logger.debug("recording failed", exc_info=True)
-            blamed = blame(error) or Blame(doing, epoch, step)
-            self.degraded = f"{blamed.doing}: {_one_line(error)}"
-            self._leave_note(blamed.epoch, blamed.step)
-            self.tell(
-                "degraded",
-                f"{self.path}: recording stopped at {self.degraded} Training goes on; what was committed is safe.",
-            )
+    def stop_recording(self, error: Exception, blame: Blame) -> None:
+        """Mark the run degraded and say so in one line; called while the error is handled."""
+        logger.debug("recording failed", exc_info=True)
+        self.degraded = f"{blame.doing}: {_one_line(error)}"
+        self._leave_note(blame.epoch, blame.step)
+        self.tell(
+            "degraded",
+            f"{self.path}: recording stopped at {self.degraded} Training goes on; what was committed is safe.",
+        )
 
     def tell(self, key: str, text: str) -> None:
         """Warn in one line, once per key."""

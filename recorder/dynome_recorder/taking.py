@@ -19,7 +19,7 @@ from dynome_recorder.capture.health import read_health
 from dynome_recorder.capture.parameters import digest_state, hash_parameters, state_tensors
 from dynome_recorder.capture.probing import capture, site_specs
 from dynome_recorder.capture.thinning import Thinning
-from dynome_recorder.capture.transfer import BufferSpec
+from dynome_recorder.capture.transfer import BufferSpec, RecorderStopped
 from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.storage.run import share_of
 
@@ -68,6 +68,10 @@ class MomentTaker:
                 settings.called, plan.sites, gradients=settings.gradients, rows=settings.batch_size
             )
         self.thinning = {stream: Thinning() for stream in settings.schedules}
+        # Most schedules count epochs: a step then asks nothing.
+        self.counting_steps = any(
+            schedule.counts_steps for stream, schedule in settings.schedules.items() if stream != "batches"
+        )
         self.snapshots: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self._batch: Batch | None = None
@@ -230,15 +234,21 @@ class MomentTaker:
     def _acquire(self, stream: str, specs: Mapping[str, BufferSpec], *, wants: bool = True) -> Slot | None:
         """Return a slot, or None where the buffers are full and the snapshot is to be left out."""
         if self.settings.on_full == "block":
-            return self.pool.acquire(specs, block=True, failure=self.failure)
+            return self._lend(specs, block=True)
         thinning = self.thinning.get(stream) if self.settings.on_full == "thin" and wants else None
         if thinning is not None and not thinning.wants():
             return None
         idle = self.pool.idle
-        slot = self.pool.acquire(specs, block=False)
+        slot = self._lend(specs, block=False)
         if thinning is not None:
             thinning.note(full=slot is None, idle=idle)
         return slot
+
+    def _lend(self, specs: Mapping[str, BufferSpec], *, block: bool) -> Slot | None:
+        try:
+            return self.pool.acquire(specs, block=block, failure=self.failure)
+        except RecorderStopped as error:
+            raise self.failure() or error from None  # why it stopped says more than that it did
 
     def _note(self, stream: str, slot: Slot | None, taken: Taken) -> None:
         if slot is None:

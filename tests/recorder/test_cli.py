@@ -14,7 +14,7 @@ from dynome_recorder import cli, console
 from dynome_recorder.cli import main
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.info import describe_recording
-from dynome_recorder.shield import DEGRADED_FILE, RecordingWarning, Shield
+from dynome_recorder.shield import DEGRADED_FILE, Blame, RecordingWarning, Shield
 from dynome_recorder.storage.format import seal, unseal
 from dynome_recorder.storage.writer import RecordingWriter
 
@@ -62,9 +62,9 @@ def test_info_of_empty_and_of_running_recordings(tmp_path):
 def test_info_tells_where_recording_stopped_although_training_went_on(make_recording):
     path = make_recording()
     assert describe_recording(path)["degraded"] is None
-    shield = Shield(path, strict=False)
-    with pytest.warns(RecordingWarning), shield.stop_recording_on_error("epoch 7", epoch=7, step=21):
-        raise OSError("no space")
+    shield = Shield(path)
+    with pytest.warns(RecordingWarning):
+        shield.stop_recording(OSError("no space"), Blame("epoch 7", 7, 21))
     assert (
         json.loads(call("info", path, "--json").stdout)["degraded"] == shield.degraded == "epoch 7: OSError: no space."
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import subprocess
 import sys
+import threading
+import typing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,27 +137,36 @@ def test_flush_publishes_for_plain_readers(tmp_path: Path) -> None:
 # Metrics
 
 
-def test_tensor_metrics_are_not_read_before_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-    for method in ("item", "tolist", "cpu", "numpy", "__float__"):
-        original = getattr(torch.Tensor, method)
+class OnDevice(torch.Tensor):
+    """A CPU tensor that says it lies on an accelerator: reading it there would wait for the device."""
 
-        def spy(self, *arguments, _original=original, _method=method, **named):
+    reads: typing.ClassVar[list[str]] = []
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+    def _read(name: str) -> typing.Any:
+        def read(self: torch.Tensor, *arguments: typing.Any, **named: typing.Any) -> typing.Any:
             if threading.current_thread() is threading.main_thread():
-                reads.append(_method)
-            return _original(self, *arguments, **named)
+                OnDevice.reads.append(name)
+            return getattr(torch.Tensor, name)(self.as_subclass(torch.Tensor), *arguments, **named)
 
-        monkeypatch.setattr(torch.Tensor, method, spy)
-    running = torch.zeros(())
+        return read
+
+    item, tolist, cpu, numpy, __float__ = map(_read, ("item", "tolist", "cpu", "numpy", "__float__"))
+
+
+def test_metrics_of_a_device_are_read_by_the_writer_thread_alone(tmp_path: Path) -> None:
+    OnDevice.reads.clear()
+    running = torch.zeros(()).as_subclass(OnDevice)
     with make_recorder(tmp_path / "run", Dropout()) as recorder:
         for _ in recorder.epochs(1):
-            reads.clear()
             for step in range(2500):
                 running += 1.0  # updated in place: what was recorded must not follow
                 recorder.step(loss=running, lr=step)
-            assert reads == []
             recorder.epoch(final=running)
-            assert reads == []  # nor here: the writer thread reads them
+    assert OnDevice.reads == []
     steps, values = read_manifest(tmp_path / "run").step_metrics()["loss"]
     np.testing.assert_array_equal(steps, np.arange(1, 2501))
     np.testing.assert_array_equal(values, np.arange(1, 2501))
@@ -167,7 +177,7 @@ def test_mixed_kinds_of_numbers_are_kept_in_order() -> None:
     metrics = StepMetrics()
     given = [1, 2.5, torch.tensor(3), torch.tensor([4.0], dtype=torch.float64), np.float32(5), np.array(6), True]
     for step, value in enumerate(given, start=1):
-        metrics.add(step, "m", take_metric("m", value))
+        metrics.add(step, "m", take_metric("m", value, known=set()))
     assert metrics.drain() == {"m": (list(range(1, 8)), [1.0, 2.5, 3.0, 4.0, 5.0, 6.0, 1.0])}
     assert metrics.drain() == {}
 

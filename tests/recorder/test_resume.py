@@ -168,7 +168,10 @@ def test_resume_from_supersedes_later_epochs_and_keeps_their_data(tmp_path: Path
     assert [record.epoch for record in manifest.live] == [0, 1, 2]
     assert len(manifest.records) == 6  # four moments, one rewind, one moment
     np.testing.assert_array_equal(manifest.epoch_metrics()["value"][1], [1, -2])
-    with make_recorder(path, model) as recorder, pytest.raises(InvalidArgumentError, match="ends after epoch 2; to go on after epoch 7"):
+    with (
+        make_recorder(path, model) as recorder,
+        pytest.raises(InvalidArgumentError, match="ends after epoch 2; to go on after epoch 7"),
+    ):
         recorder.resume_from(7)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.errors import DynomeError, FingerprintError, InvalidArgumentError, InvalidDataError
 from dynome_recorder.recorder import Recorder
-from dynome_recorder.shield import Shield
+from dynome_recorder.shield import Blame, Shield
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,7 +101,7 @@ class Driver:
             raise
         self.recorder, self.step = recorder, step
         self._under_way = self._stepped = False
-        self._shield = Shield(recorder.path, strict=bool(options.get("strict", False)))
+        self._shield, self._strict = Shield(recorder.path), bool(options.get("strict", False))
         if self.completed < completed:
             # The checkpoint was written after the last step of an epoch and before its end.
             self.begin()
@@ -134,9 +134,12 @@ class Driver:
             return
         # The first recorded batch is a canary: what it finds is told as an error.
         raising = () if self._stepped else (InvalidDataError,)
-        with shield.stop_recording_on_error(doing, epoch=self.completed, step=self.step, raising=raising):
+        try:
             yield
-        if shield.degraded is not None:
+        except Exception as error:
+            if self._strict or isinstance(error, raising):
+                raise
+            shield.stop_recording(error, Blame(doing, self.completed, self.step))
             self.close(None)
 
     def begin(self) -> None:

@@ -273,9 +273,7 @@ def check_fit(folder: Path, run: Mapping[str, Json], state: LogState) -> None:
         # Files of a stream that only a newer minor version knows are its own matter.
         # Of a snapshot that one rank left out, the others' parts may be there.
         known = {
-            name
-            for name in record.files
-            if stream_of(name) in state.status and stream_of(name) not in record.skipped
+            name for name in record.files if stream_of(name) in state.status and stream_of(name) not in record.skipped
         }
         if known != expected:
             raise CorruptRecordingError(f"{where} does not fit run.json ({sorted(known ^ expected)[0]}).")
