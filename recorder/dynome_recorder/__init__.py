@@ -20,7 +20,7 @@ from dynome_recorder.plan import Plan
 from dynome_recorder.recorder import Recorder
 from dynome_recorder.schedule import Schedule, at, every, log_spaced, never, parse_schedule
 from dynome_recorder.shield import RecordingWarning
-from dynome_recorder.tap import tap
+from dynome_recorder.tapping import tap
 
 __all__ = [
     "CorruptRecordingError",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dynome_recorder.capture.reductions import RecordedType
     from dynome_recorder.distributed import Place
     from dynome_recorder.plan import Plan
+    from dynome_recorder.representation import Display
     from dynome_recorder.schedule import Schedule
     from dynome_recorder.session import Session, Statistics
     from dynome_recorder.settings import OnExisting, OnFull
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from dynome_recorder.tracing.trace import Trace
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = ("blocked_seconds", "waited_seconds", "writer_cpu_seconds", "peak_buffer_bytes")
 
 
 class Recorder:
@@ -424,6 +427,32 @@ class Recorder:
         if self.degraded is None:
             with self._guard("flush", session):
                 session.flush()
+
+    # Looks
+
+    def __repr__(self) -> str:
+        """Return what is recorded, how far it is and what it has cost, in a few lines."""
+        return str(self._display())
+
+    def _repr_html_(self) -> str:
+        return self._display()._repr_html_()
+
+    def _display(self) -> Display:
+        from dynome_recorder.representation import show_recorder
+
+        session, statistics = self._session, self.statistics
+        figures = {} if statistics is None else {name: getattr(statistics, name) for name in _SHOWN}
+        return show_recorder(
+            path=self.path,
+            model=type(self._settings.model).__name__,
+            state="recording" if session is not None else "not open" if statistics is None else "closed",
+            completed=session.completed if session is not None and self._training else None,
+            step=session.step if session is not None else 0,
+            schedules=self._settings.schedules,
+            probe=self._settings.probe,
+            degraded=self.degraded,
+            statistics=figures,
+        )
 
     # Parts
 

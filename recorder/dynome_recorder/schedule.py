@@ -65,6 +65,11 @@ class Schedule:
         """Return what builds this schedule, which `parse_schedule` reads."""
         return " | ".join(str(rule) for rule in self.rules) or "never()"
 
+    def _repr_html_(self) -> str:
+        from dynome_recorder.representation import show_schedule
+
+        return show_schedule(self)._repr_html_()
+
 
 @dataclass(frozen=True)
 class _Rule(ABC):

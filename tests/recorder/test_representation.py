@@ -1,11 +1,14 @@
 """How objects look: the same facts as text and as HTML, and nothing that could be taken for markup."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from dynome_recorder import Probe, at, every, log_spaced
+from dynome_recorder import Probe, Recorder, at, every, log_spaced
 from dynome_recorder.representation import Display, show_probe, show_recorder, show_schedule
 
 
@@ -64,3 +67,17 @@ def test_a_recorder_shows_where_it_stands(degraded):
     assert ("stopped: epoch 3: the disk is full." in text) is (degraded is not None)
     for fact in ("epoch 3, step 1,234", "every(steps=10)", "90 of 90, random, seed 0", "blocked seconds  0.25"):
         assert fact in text
+
+
+def test_objects_show_themselves_in_notebooks_and_terminals(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    probe = Probe(torch.randn(10, 4), size=6)
+    recorder = Recorder(tmp_path / "run", model, probe=probe)
+    assert "not open" in repr(recorder)
+    with recorder:
+        for _ in recorder.epochs(1):
+            assert "recording" in repr(recorder)
+    assert "closed" in repr(recorder)
+    assert "blocked seconds" in repr(recorder)
+    for one in (recorder, probe, every(epochs=1)):
+        assert one._repr_html_().startswith("<p>")

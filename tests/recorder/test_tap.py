@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dynome_recorder.capture.probe import call_model
 from dynome_recorder.capture.steps import position, subset
 from dynome_recorder.errors import InvalidArgumentError
-from dynome_recorder.tap import tap
+from dynome_recorder.tapping import tap
 from dynome_recorder.tracing.canary import trace_model
 from dynome_recorder.tracing.sites import select_sites
 

@@ -178,6 +178,11 @@ class Probe:
         choice = "class-balanced" if self.balanced else "random"
         return f"<Probe: {self.size} of {self.population} samples, {choice}, seed {self.seed}>"
 
+    def _repr_html_(self) -> str:
+        from dynome_recorder.representation import show_probe
+
+        return show_probe(self)._repr_html_()
+
     def _load_quietly(self, start: int, stop: int) -> list[Any]:
         """Load without leaving a trace in the caller's generators; an error becomes one clear line."""
         import torch

@@ -45,6 +45,11 @@ class BulkFiles:
         self._workers: Workers | None = None
         self._written: dict[str, Future[FileEntry]] = {name: Future() for name in contents}
         self._pending: list[Future[Any]] = []
+        # One entry for each file of a folder that is still to be synced; whoever takes the last, a True, does the folder.
+        self._left: dict[Path, list[bool]] = {}
+        for name in contents:
+            left = self._left.setdefault((store / name).parent, [])
+            left.append(not left)
 
     def start(self, workers: Workers) -> None:
         """Begin to compress and write."""
@@ -77,11 +82,6 @@ class BulkFiles:
         """Do something beside the syncs, which `wait` waits for too."""
         assert self._workers is not None
         self._pending.append(self._workers.submit(doing))
-
-    def sync_folders(self) -> None:
-        """Start to sync the names of the files, which are all there once `entries` returns."""
-        for folder in dict.fromkeys((self._store / name).parent for name in self._written):
-            self.also(partial(sync_folder, folder))
 
     def wait(self) -> None:
         """Return when all is on disk.
@@ -118,3 +118,7 @@ class BulkFiles:
             if not written.done():
                 written.set_exception(error)
             raise
+        # Right behind the last file: what a file's sync has taken along costs a folder's next to nothing.
+        folder = (self._store / name).parent
+        if self._left[folder].pop():
+            sync_folder(folder)

@@ -90,7 +90,6 @@ class Commit:
         """
         self._files.start(workers)
         entries = self._files.entries()
-        self._files.sync_folders()
         previous = self._previous
         for number, checked in enumerate(self._moments):
             record = replace(
