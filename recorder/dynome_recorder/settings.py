@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynome_recorder.capture.batches import check_batches
+from dynome_recorder.capture.parameters import check_plain_parameters
 from dynome_recorder.capture.probe import Forward, Probe, call_model
 from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
 from dynome_recorder.description import check_plain
@@ -91,6 +92,7 @@ def check_settings(
         If torch is not installed.
     """
     _check_model(model)
+    check_plain_parameters(model)
     if not isinstance(probe, Probe):
         raise InvalidArgumentError(
             f"probe must be a Probe, e.g. Probe(train_set, size=1000); got {type(probe).__name__}."

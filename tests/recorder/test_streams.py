@@ -210,6 +210,14 @@ def test_settings_that_do_not_go_together_are_told(tmp_path: Path, options: dict
         make_recorder(tmp_path / "run", make_model(), **options)
 
 
+def test_models_whose_parameters_are_sharded_are_refused(tmp_path: Path) -> None:
+    class FullyShardedDataParallel(nn.Sequential):
+        """Named as torch's wrapper is, which needs a device and a process group to be made."""
+
+    with pytest.raises(InvalidArgumentError, match="FullyShardedDataParallel"):
+        make_recorder(tmp_path / "run", FullyShardedDataParallel(nn.Linear(4, 2)))
+
+
 def test_sample_ids_that_do_not_fit_are_told(tmp_path: Path) -> None:
     model = make_model()
     with (

@@ -45,7 +45,7 @@ class BulkFiles:
         self._workers: Workers | None = None
         self._written: dict[str, Future[FileEntry]] = {name: Future() for name in contents}
         self._pending: list[Future[Any]] = []
-        # One entry for each file of a folder that is still to be synced; whoever takes the last, a True, does the folder.
+        # One entry for each file of a folder that is still to be synced; who takes the last, a True, does the folder.
         self._left: dict[Path, list[bool]] = {}
         for name in contents:
             left = self._left.setdefault((store / name).parent, [])

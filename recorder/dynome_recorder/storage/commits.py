@@ -31,6 +31,8 @@ LOG_KINDS = frozenset(get_args(Kind)) - {"part"}
 """Kinds of records of rank 0; another rank has parts, and gaps that stand in for them."""
 Status = Literal[0, 1, 2]
 COMMITTED, SUPERSEDED, GAP = 0, 1, 2
+PARTED_STREAMS = frozenset({"probe", "batches"})
+"""Streams that every rank has a part of; weights are written by rank 0 alone."""
 
 _RECORD = re.compile(r"(\d{8,})(?:\.r(\d+))?\.json")
 _SEGMENT = re.compile(r"segment-(\d{8,})-(\d{8,})(?:\.r(\d+))?\.jsonl")
@@ -81,6 +83,9 @@ class CommitRecord:
     samples
         Samples of a recorded batch: of this rank, in a record as it is stored; of each rank, 0 for none, in the record
         of the whole moment (`join_parts`).
+    lost_ranks
+        Never stored; in the record of a whole moment the ranks whose own record is lost, and with it every snapshot
+        that has parts.
     """
 
     sequence: int
@@ -103,7 +108,14 @@ class CommitRecord:
     world: int = 1
     skipped: tuple[str, ...] = ()
     samples: tuple[int, ...] = ()
+    lost_ranks: tuple[int, ...] = ()
     checksum: str = ""
+
+    @property
+    def missing_streams(self) -> frozenset[str]:
+        """Streams whose snapshot in this record holds no data: left out, or gone with the record of a rank."""
+        gone = PARTED_STREAMS & self.snapshots.keys() if self.lost_ranks else frozenset()
+        return gone | frozenset(self.skipped) | (frozenset(self.snapshots) if self.kind == "gap" else frozenset())
 
     def encode(self) -> bytes:
         """Return the sealed line that stores this record; members that say nothing are left out."""
@@ -204,6 +216,18 @@ class LogState:
     owners: Mapping[str, tuple[CommitRecord, ...]]
     files: Mapping[str, tuple[int, str]]
 
+    def skipped(self, stream: str) -> tuple[int, ...]:
+        """Return the indices of the snapshots of a stream that were due and left out."""
+        return tuple(index for index, owner in enumerate(self.owners[stream]) if stream in owner.skipped)
+
+    def lost(self, stream: str) -> tuple[int, ...]:
+        """Return the indices of the snapshots of a stream that were committed, and whose loss a repair recorded."""
+        return tuple(
+            index
+            for index, (value, owner) in enumerate(zip(self.status[stream], self.owners[stream], strict=True))
+            if value == GAP and stream not in owner.skipped
+        )
+
 
 def replay_log(records: Iterable[CommitRecord]) -> LogState:
     """Fold the records of a log into the state they describe. Cost: linear in records and files."""
@@ -226,7 +250,7 @@ def replay_log(records: Iterable[CommitRecord]) -> LogState:
         damaged = {name.partition("/")[0] for name in record.files if name in lost_files} if lost_files else set()
         for stream in STREAMS:
             if stream in record.snapshots:
-                gap = record.kind == "gap" or stream in damaged or stream in record.skipped
+                gap = stream in damaged or stream in record.missing_streams
                 status[stream].append(GAP if gap else SUPERSEDED if record.sequence in superseded else COMMITTED)
                 owners[stream].append(record)
     return LogState(
@@ -356,7 +380,9 @@ def check_chain(previous: CommitRecord | None, record: CommitRecord, *, where: P
         )
 
 
-def join_parts(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> CommitRecord | None:
+def join_parts(
+    record: CommitRecord, parts: Mapping[int, CommitRecord], *, lost: frozenset[int] = frozenset()
+) -> CommitRecord | None:
     """Return the record of a whole moment, with what every rank wrote; None where a rank's part is not there.
 
     Parameters
@@ -365,25 +391,37 @@ def join_parts(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> Commi
         A record of rank 0.
     parts
         What other ranks have of the same sequence, by rank.
+    lost
+        Ranks that must have had a record and have none any more.
 
     Returns
     -------
     CommitRecord
         The record itself where one rank commits alone. A stream that one rank left out is left out of the whole.
+
+    Raises
+    ------
+    CorruptRecordingError
+        A part is of another moment.
     """
     if record.kind != "moment" or record.world == 1:
         return record
-    if any(rank not in parts for rank in range(1, record.world)):
+    others = range(1, record.world)
+    if any(rank not in parts and rank not in lost for rank in others):
         return None
-    ranks = [record, *(parts[rank] for rank in range(1, record.world))]
-    files: dict[str, tuple[int, str]] = {}
-    for part in ranks:
-        files.update(part.files)
-    # The part that stands in for a lost record has nothing of any stream.
-    skipped = {
-        stream for part in ranks for stream in (record.snapshots if part.kind == "gap" else part.skipped)
-    } & record.snapshots.keys()
-    samples = tuple(next(iter(part.samples), 0) for part in ranks)
+    ranks = [record]
+    for rank in (rank for rank in others if rank not in lost and parts[rank].kind != "gap"):
+        part = parts[rank]
+        if (part.sequence, part.epoch, part.step) != (record.sequence, record.epoch, record.step):
+            raise CorruptRecordingError(
+                f"record {record.sequence} of rank {rank} is of another moment than rank 0 has there "
+                f"(epoch {part.epoch}, step {part.step} in place of {record.epoch}, {record.step})."
+            )
+        ranks.append(part)
+    present = {part.rank: part for part in ranks}
+    files = {name: entry for part in ranks for name, entry in part.files.items()}
+    skipped = {stream for part in ranks for stream in part.skipped}
+    samples = tuple(next(iter(present[rank].samples), 0) if rank in present else 0 for rank in range(record.world))
     return replace(
         record,
         files=files,
@@ -391,6 +429,7 @@ def join_parts(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> Commi
         batch_health=_sum_counts(part.batch_health for part in ranks),
         skipped=tuple(stream for stream in record.snapshots if stream in skipped),
         samples=samples if any(samples) else (),
+        lost_ranks=tuple(rank for rank in others if rank not in present),
     )
 
 
@@ -422,16 +461,39 @@ def read_log(folder: Path) -> tuple[CommitRecord, ...]:
     CorruptRecordingError
         A record is missing, damaged, or does not follow the one before it. The message names the file.
     """
-    stored = stored_lines(folder)
+    for _attempt in range(5):
+        stored = stored_lines(folder)
+        try:
+            return _join_log(folder, stored)
+        except CorruptRecordingError:
+            # A folder that is written to while it is listed may show a newer record and not an older one.
+            if {line.path for lines in stored_lines(folder).values() for line in lines} == {
+                line.path for lines in stored.values() for line in lines
+            }:
+                raise
+    return _join_log(folder, stored_lines(folder))
+
+
+def _join_log(folder: Path, stored: Mapping[int, Sequence[StoredLine]]) -> tuple[CommitRecord, ...]:
     parts = {rank: _read_chain(folder, lines, rank) for rank, lines in stored.items() if rank}
     log = _read_chain(folder, stored[0], 0)
+    folded = folded_end(stored[0])
     records: list[CommitRecord] = []
     for sequence, record in log.items():
-        whole = join_parts(record, {rank: chain[sequence] for rank, chain in parts.items() if sequence in chain})
+        present = {rank: chain[sequence] for rank, chain in parts.items() if sequence in chain}
+        whole = join_parts(record, present)
+        if whole is None and sequence < folded:
+            rank = next(rank for rank in range(1, record.world) if rank not in present)
+            raise CorruptRecordingError(f"{record_path(folder, sequence, rank)}: missing.")
         if whole is None:
             break  # not committed by all ranks yet, nor is anything after it
         records.append(whole)
     return tuple(records)
+
+
+def folded_end(lines: Iterable[StoredLine]) -> int:
+    """Return behind which record rank 0's segments end: only what all ranks have committed is folded."""
+    return max((line.last + 1 for line in lines if line.last > line.first), default=0)
 
 
 def _read_chain(folder: Path, lines: Sequence[StoredLine], rank: int) -> dict[int, CommitRecord]:

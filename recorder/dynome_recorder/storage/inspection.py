@@ -16,7 +16,6 @@ import numpy as np
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.storage.commits import (
     COMMITTED,
-    GAP,
     CommitRecord,
     LogState,
     replay_log,
@@ -126,18 +125,19 @@ def inspect(
     findings = scan.findings
     # Behind a hole in the log nothing is certain about views, but the files that later records list still are.
     state = replay_log(record for _, record in sorted(scan.records.items()))
+    has_hole = bool(scan.missing or scan.missing_parts)
     if not scan.missing:
         try:
             check_fit(folder, run, state)
         except CorruptRecordingError as error:
             findings.append(Finding(COMMITS_FOLDER, problem_of(error, folder / COMMITS_FOLDER), repairable=False))
     findings += check_bulk(folder, state.files, deep=deep, progress=progress)
-    if not scan.missing and all(finding.repairable for finding in findings):
+    if not has_hole and all(finding.repairable for finding in findings):
         # Views derive from the log: where it has a hole, they can neither be judged nor trusted.
         findings += check_store(folder, run, state.records, published, in_progress=in_progress)
     if not in_progress:
         for path in find_orphans(folder, run, state):
-            problem = "never committed, or its commit record is lost" if scan.missing else "never committed"
+            problem = "never committed, or its commit record is lost" if has_hole else "never committed"
             findings.append(Finding(str(path.relative_to(folder)), problem, "harmless"))
     else:
         findings = [finding for finding in findings if finding.severity == "damage"]
@@ -150,14 +150,7 @@ def inspect(
         files=len(state.files),
         stored_bytes=sum(size for size, _ in state.files.values()),
         snapshots={stream: state.status[stream].count(COMMITTED) for stream in streams(run)},
-        lost={
-            stream: tuple(
-                index
-                for index, value in enumerate(state.status[stream])
-                if value == GAP and stream not in state.owners[stream][index].skipped
-            )
-            for stream in streams(run)
-        },
+        lost={stream: state.lost(stream) for stream in streams(run)},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dynome_recorder.errors import CorruptRecordingError
@@ -10,6 +10,7 @@ from dynome_recorder.storage.commits import (
     CommitRecord,
     StoredLine,
     check_chain,
+    folded_end,
     join_parts,
     record_path,
     stored_lines,
@@ -115,7 +116,8 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
         if published[1] not in (record.checksum, record.replaces):
             problem = f"record {record.sequence} is not the one that the store was published after"
             scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
-    _join(folder, scan, last, -1 if published is None else published[0])
+    published_end = 0 if published is None else published[0] + 1
+    _join(folder, scan, last, whole=max(published_end, folded_end(stored[0])))
     for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
         scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
     return scan
@@ -179,25 +181,27 @@ def _check_chain(
         previous = record
 
 
-def _join(folder: Path, scan: LogScan, last: int, published: int) -> None:
-    """Join the ranks' records, find what is lost of other ranks, and where the committed log ends."""
+def _join(folder: Path, scan: LogScan, last: int, *, whole: int) -> None:
+    """Join the ranks' records, find what is lost of other ranks, and where the committed log ends.
+
+    Everything before ``whole`` is known to have been committed by all ranks.
+    """
     scan.length = last + 1
     for sequence in sorted(scan.records):
         record = scan.records[sequence]
         parts = {rank: chain[sequence] for rank, chain in scan.parts.items() if sequence in chain}
-        whole = join_parts(record, parts)
-        if whole is None:
-            lost = [rank for rank in range(1, record.world) if rank not in parts]
-            is_damage = sequence <= published or any(_reaches(scan, rank, sequence) for rank in lost)
-            if not is_damage:
-                scan.length = sequence
-                break
-            for rank in lost:
-                path = record_path(folder / COMMITS_FOLDER, sequence, rank).relative_to(folder)
-                scan.missing_parts.append((rank, sequence))
-                scan.findings.append(Finding(str(path), f"record {sequence} of rank {rank} is lost"))
-            whole = replace(record, skipped=tuple(record.snapshots), files=_files_of(record, parts))
-        scan.records[sequence] = whole
+        lost = frozenset(range(1, record.world)) - parts.keys() if record.kind == "moment" else frozenset()
+        if lost and sequence >= whole and not any(_reaches(scan, rank, sequence) for rank in lost):
+            scan.length = sequence
+            break
+        for rank in sorted(lost):
+            path = record_path(folder / COMMITS_FOLDER, sequence, rank).relative_to(folder)
+            scan.missing_parts.append((rank, sequence))
+            scan.findings.append(Finding(str(path), f"record {sequence} of rank {rank} is lost"))
+        try:
+            scan.records[sequence] = join_parts(record, parts, lost=lost) or record
+        except CorruptRecordingError as error:
+            scan.findings.append(Finding(COMMITS_FOLDER, error.problem.removesuffix("."), repairable=False))
     for path in uncommitted_records(folder / COMMITS_FOLDER, scan.length) if scan.length <= last else ():
         scan.findings.append(Finding(str(path.relative_to(folder)), "not committed by all ranks", "harmless"))
     for sequence in [number for number in scan.records if number >= scan.length]:
@@ -208,10 +212,6 @@ def _join(folder: Path, scan: LogScan, last: int, published: int) -> None:
 def _reaches(scan: LogScan, rank: int, sequence: int) -> bool:
     """Return whether a rank has committed later moments: what it lacks before them is lost, not still to come."""
     return any(later > sequence for later in scan.parts.get(rank, ()))
-
-
-def _files_of(record: CommitRecord, parts: Mapping[int, CommitRecord]) -> dict[str, tuple[int, str]]:
-    return {name: entry for part in (record, *parts.values()) for name, entry in part.files.items()}
 
 
 def problem_of(error: CorruptRecordingError, path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
-from dynome_recorder.storage.commits import COMMITTED, CommitRecord, LogState, read_log, replay_log
+from dynome_recorder.storage.commits import COMMITTED, GAP, CommitRecord, LogState, read_log, replay_log
 from dynome_recorder.storage.files import check_file
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
 from dynome_recorder.storage.publish import check_published, read_published, stream_of
@@ -118,7 +118,7 @@ class Manifest:
 
     def gaps(self, stream: str) -> tuple[int, ...]:
         """Return the indices of the snapshots of a stream that were due and left out, or committed and then lost."""
-        return tuple(index for index, value in enumerate(self.state.status[stream]) if value == 2)
+        return tuple(index for index, value in enumerate(self.state.status[stream]) if value == GAP)
 
     def array(self, path: str) -> CommittedArray:
         """Open a bulk array as a zarr array of the committed length.
@@ -251,30 +251,36 @@ def check_fit(folder: Path, run: Mapping[str, Json], state: LogState) -> None:
     """Raise CorruptRecordingError unless each snapshot of a log has its index and exactly the files of its arrays."""
     arrays = layouts(run)
     sites = run["fingerprint"]["sites"]
+    batch_size = int(run["fingerprint"].get("batch_size", 0))
     counts: dict[str, int] = {}
     for record in state.records:
         where = f"{folder / COMMITS_FOLDER}: record {record.sequence}"
         expected: set[str] = set()
+        optional: set[str] = set()
         for stream, index in record.snapshots.items():
             if index != counts.get(stream, 0):
                 raise CorruptRecordingError(f"{where} has {stream} snapshot {index}, not {counts.get(stream, 0)}.")
             counts[stream] = index + 1
-            if record.kind == "moment" and stream not in record.skipped:
-                expected |= {
-                    layout.file(index, part)
-                    for path, layout in arrays.items()
-                    if stream_of(path) == stream
-                    for part in range(layout.parts)
-                    # A rank without samples has no file; the one rank of a session without others has part 0.
-                    if stream != "batches" or (part < len(record.samples) and record.samples[part])
-                }
+            whole = {
+                (part, layout.file(index, part))
+                for path, layout in arrays.items()
+                if stream_of(path) == stream
+                for part in range(layout.parts)
+            }
+            if record.kind != "moment":
+                continue
+            if stream in record.missing_streams:
+                optional |= {name for _, name in whole}  # what the other ranks wrote of it
+            elif stream == "batches":  # a rank without samples has no file
+                expected |= {name for part, name in whole if part < len(record.samples) and record.samples[part]}
+            else:
+                expected |= {name for _, name in whole}
+        if any(count > batch_size for count in record.samples):
+            raise CorruptRecordingError(f"{where} does not fit run.json (a batch of {max(record.samples)} samples).")
         if any(".." in name.split("/") or name.startswith("/") for name in record.files):
             raise CorruptRecordingError(f"{where} names a file outside the store.")
         # Files of a stream that only a newer minor version knows are its own matter.
-        # Of a snapshot that one rank left out, the others' parts may be there.
-        known = {
-            name for name in record.files if stream_of(name) in state.status and stream_of(name) not in record.skipped
-        }
+        known = {name for name in record.files if stream_of(name) in state.status} - optional
         if known != expected:
             raise CorruptRecordingError(f"{where} does not fit run.json ({sorted(known ^ expected)[0]}).")
         batches = run["fingerprint"].get("batches", {})

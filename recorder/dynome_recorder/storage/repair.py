@@ -69,10 +69,11 @@ def _repair(folder: Path, run: Mapping[str, Json], *, damaged: frozenset[str]) -
     scan = scan_log(folder, published)
     repairs = complete_log(folder, run, scan, published)
     state = committed_state(folder, run)
-    fold_segments(commits, length=len(state.records))
+    for rank in range(max((record.world for record in state.records), default=1)):
+        fold_segments(commits, length=len(state.records), rank=rank)
 
     # Where the log or the root is damaged, what no record lists may be what a lost record listed.
-    doubtful = bool(scan.missing or scan.damaged) or published is None
+    doubtful = bool(scan.missing or scan.missing_parts or scan.damaged) or published is None
     if orphans := sweep_orphans(folder, run, state, keep=doubtful):
         done = "moved to quarantine" if doubtful else "deleted"
         repairs.append(f"{done} {len(orphans)} files that no commit record lists")
@@ -114,7 +115,7 @@ def complete_log(folder: Path, run: Mapping[str, Json], scan: LogScan, published
     for rank, sequence in scan.missing_parts:
         record_path(commits, sequence, rank).unlink(missing_ok=True)  # damaged, and copied to quarantine
         write_record(commits, part_gap(scan, rank, sequence))
-        repairs.append(f"record {sequence} of rank {rank} is lost, and the snapshots of that moment with it")
+        repairs.append(f"record {sequence} of rank {rank} is lost, and the activations of that moment with it")
     sync_folder(commits)
     for gap in gaps(folder, run, scan, published):
         write_record(commits, gap)
@@ -126,7 +127,10 @@ def complete_log(folder: Path, run: Mapping[str, Json], scan: LogScan, published
 def part_gap(scan: LogScan, rank: int, sequence: int) -> CommitRecord:
     """Return the record that stands in for a lost one of another rank; it is kept, so that the next may follow it."""
     chain = scan.parts.setdefault(rank, {})
-    after = next((chain[later] for later in sorted(chain) if later > sequence), None)
+    later = min((number for number in chain if number > sequence), default=None)
+    # The next record names the lost one only where no other of the same rank is lost between them.
+    is_next = later is not None and not any(r == rank and sequence < s < later for r, s in scan.missing_parts)
+    after = chain[later] if later is not None and is_next else None
     before = next((chain[earlier] for earlier in sorted(chain, reverse=True) if earlier < sequence), None)
     gap = CommitRecord(
         sequence=sequence,

@@ -120,7 +120,7 @@ class Views:
         for stream in record.snapshots:
             if stream not in self.streams:
                 continue  # a stream of a newer minor version
-            lost = record.kind == "gap" or stream in gaps or stream in record.skipped
+            lost = stream in gaps or stream in record.missing_streams
             row = {"epoch": record.epoch, "step": record.step, "time": record.time, "status": GAP if lost else status}
             for name, value in row.items():
                 self.columns[f"{stream}/{name}"].append([value])
