@@ -11,7 +11,7 @@ from dynome_recorder.errors import InvalidDataError
 from dynome_recorder.storage.format import bfloat16_to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynome_recorder.storage.manifest import Manifest
     from dynome_recorder.storage.store import CommittedArray
 
-__all__ = ["SnapshotReader", "decode", "decoded_dtype", "distinct_snapshots"]
+__all__ = ["JointArray", "SnapshotReader", "decode", "decoded_dtype", "distinct_snapshots"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,56 @@ class SnapshotReader:
 
     def _decoded(self, name: str, position: int) -> NDArray[np.floating[Any]]:
         return decode(np.asarray(self.arrays[name][self.indices[position]]), self.dtypes[name])
+
+
+class JointArray:
+    """All snapshots of what a reader reads, (snapshot, ...): an array that reads no more than it is asked for.
+
+    Attributes
+    ----------
+    shape, dtype, ndim
+        As numpy has them.
+    """
+
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+        self.shape = (len(reader.indices), *reader.shape)
+        self.dtype = reader.dtype
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, selection: Any) -> NDArray[np.floating[Any]]:
+        """Return a selection by whole numbers, slices and lists of positions, one per axis; others are whole.
+
+        Raises
+        ------
+        CorruptRecordingError
+            A stored file is missing or damaged; the message names it.
+        """
+        given = selection if isinstance(selection, tuple) else (selection,)
+        chosen = [np.arange(length)[one] for one, length in zip(given, self.shape)]
+        chosen += [np.arange(length) for length in self.shape[len(given) :]]
+        values = np.empty([np.size(one) for one in chosen], self.dtype)
+        for row, position in enumerate(np.atleast_1d(chosen[0])):
+            self._read(values[row], int(position), [np.atleast_1d(one) for one in chosen[1:]])
+        return values.reshape([one.size for one in chosen if one.ndim])
+
+    def _read(self, out: NDArray[np.floating[Any]], position: int, chosen: Sequence[NDArray[np.int64]]) -> None:
+        """Read some places of one snapshot; the last axis runs over all arrays."""
+        reader, offset = self._reader, 0
+        for name, array in reader.arrays.items():
+            last = chosen[-1] if chosen else np.zeros(1, np.int64)
+            width = array.shape[-1] if chosen else 1
+            mine = (last >= offset) & (last < offset + width)
+            if mine.any():
+                places = [*chosen[:-1], last[mine] - offset] if chosen else []
+                stored = np.asarray(array[(reader.indices[position], *(_span(one) for one in places))])
+                block = decode(stored, reader.dtypes[name])
+                out[(..., mine) if chosen else ()] = block[np.ix_(*(one - one.min() for one in places))]
+            offset += width
+
+
+def _span(places: NDArray[np.int64]) -> slice:
+    return slice(int(places.min()), int(places.max()) + 1)
 
 
 def distinct_snapshots(manifest: Manifest, stream: str) -> tuple[tuple[CommitRecord, int], ...]:

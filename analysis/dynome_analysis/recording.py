@@ -11,13 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 
 from dynome_analysis.provenance import provenance
-from dynome_analysis.reading import SnapshotReader, distinct_snapshots
+from dynome_analysis.reading import JointArray, SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.storage.manifest import read_manifest
 
@@ -252,17 +251,14 @@ class Recording:
         self, reader: SnapshotReader, dimensions: tuple[str, ...], coordinates: Mapping[str, Any], name: str
     ) -> xr.DataArray:
         shape, count = reader.shape, len(reader.indices)
-        rows = da.from_array(np.arange(count).reshape((count,) + (1,) * len(shape)), chunks=1)
         key = repr((str(self.path.absolute()), self.id, self.manifest.digest, name, tuple(reader.arrays)))
         token = hashlib.sha256(key.encode()).hexdigest()[:32]
-        blocks = da.map_blocks(
-            _read_block,
-            rows,
-            reader=dask.delayed(reader, name=f"reader-{token}", traverse=False),
+        # Dask pushes a choice of units or samples down to the array, which then reads those only.
+        blocks = da.from_array(
+            JointArray(reader),
             chunks=((1,) * count, *((size,) for size in shape)),
-            dtype=reader.dtype,
-            meta=np.empty((0,) * (1 + len(shape)), reader.dtype),
             name=f"{name}-{token}",
+            meta=np.empty((0,) * (1 + len(shape)), reader.dtype),
         )
         return xr.DataArray(
             blocks,
@@ -302,10 +298,6 @@ class Recording:
 def _matches(site: str, pattern: str) -> bool:
     """Exact names win over patterns, because a site may itself be called ``layers[0]``."""
     return site == pattern or fnmatch.fnmatchcase(site, pattern)
-
-
-def _read_block(rows: NDArray[np.int64], *, reader: SnapshotReader) -> NDArray[np.floating[Any]]:
-    return reader.whole(int(rows.flat[0]))[None]
 
 
 def _metrics(

@@ -169,7 +169,7 @@ def test_sites_that_do_not_make_one_matrix_are_refused(tmp_path: Path) -> None:
     described = replace(describe({"h": 2}, samples=5, weights=False), sites=specs)
     with RecordingWriter.open(tmp_path / "run", described) as writer:
         values = {site: np.zeros(shape, np.float32) for site, shape in shapes.items()}
-        writer.commit(Moment(0, 0, True, "", values, None, {}, {}, {}))
+        writer.commit(Moment(0, 0, probe=values))
     recording = dya.open_recording(tmp_path / "run")
     with pytest.raises(
         InvalidDataError, match=r"must be \(sample, unit\) at each snapshot, not \('sample', 'token', 'unit'\)"
