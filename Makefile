@@ -7,6 +7,9 @@ MODERN_EXTRAS := torch,analysis
 SOURCES := pyproject.toml constraints.txt constraints-modern.txt
 # Small matrices: more than one BLAS or OpenMP thread per test only adds noise.
 PYTEST_ENVIRONMENT := OMP_NUM_THREADS=1 PYTHONWARNINGS=default
+# Test files side by side; within one in order. WORKERS=0 runs everything in one process, for a debugger.
+WORKERS ?= 2
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 
 .PHONY: help demo install test test-full test-modern coverage lint format typecheck benchmark golden constraints clean
 .DEFAULT_GOAL := help
@@ -40,17 +43,17 @@ demo: .venv/.runtime  ## Train, record, analyse, replay, predict; say where the 
 	.venv/bin/dynome demo $(ARGS)
 
 test: .venv/.development  ## The test suite, at most ten minutes.
-	$(PYTEST_ENVIRONMENT) .venv/bin/pytest -m "not full" $(ARGS)
+	$(PYTEST_ENVIRONMENT) .venv/bin/pytest $(SIDE_BY_SIDE) -m "not full" $(ARGS)
 
 test-full: .venv/.development coverage  ## The suite, the kill and fuzz campaigns, and the suite again without numba's JIT.
 	$(PYTEST_ENVIRONMENT) .venv/bin/pytest $(ARGS)
 
 test-modern: .venv-modern/.development  ## The suite with the newest numpy and scikit-learn, without giotto-tda.
-	$(PYTEST_ENVIRONMENT) .venv-modern/bin/pytest -m "not full" $(ARGS)
+	$(PYTEST_ENVIRONMENT) .venv-modern/bin/pytest $(SIDE_BY_SIDE) -m "not full" $(ARGS)
 
 coverage: .venv/.development  ## The suite without numba's JIT, so that kernels count; at least 90 % of the lines of each package.
 	@rm -f .coverage .coverage.*
-	$(PYTEST_ENVIRONMENT) NUMBA_DISABLE_JIT=1 .venv/bin/pytest -m "not full" --cov --cov-report= $(ARGS)
+	$(PYTEST_ENVIRONMENT) NUMBA_DISABLE_JIT=1 .venv/bin/pytest $(SIDE_BY_SIDE) -m "not full" --cov --cov-report= $(ARGS)
 	.venv/bin/coverage report --include='recorder/*' --fail-under=90
 	.venv/bin/coverage report --include='analysis/*' --fail-under=90
 
