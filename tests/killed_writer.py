@@ -44,7 +44,7 @@ def describe(mode: str, parts: int) -> RunDescription:
         site: ArraySpec(
             (BATCH * parts * ROWS_PER_SAMPLE[site], units),
             "float32",
-            ("sample", "unit"),
+            ("sample" if ROWS_PER_SAMPLE[site] == 1 else "row", "unit"),
             rows=BATCH * ROWS_PER_SAMPLE[site],
         )
         for site, units in BATCH_UNITS.items()

@@ -164,7 +164,10 @@ def info_table(document: Mapping[str, Any]) -> RenderableType:
     facts.add_column(overflow="fold")
     snapshots = "; ".join(
         f"{stream}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "committed")
-        for stream, counts in document["snapshots"].items()
+        for stream, counts in (
+            (stream, {**counts, "skipped": document["skipped"][stream]})
+            for stream, counts in document["snapshots"].items()
+        )
     )
     first, last, complete = epochs["first"], epochs["last"], epochs["last_complete"]
     span = "none yet" if last is None else f"{first} to {last} (complete to {'none' if complete is None else complete})"
@@ -181,6 +184,7 @@ def info_table(document: Mapping[str, Any]) -> RenderableType:
         ("model", model if parameter_count is None else f"{model}, {parameter_count:,} parameters"),
         ("epochs", span),
         ("snapshots", snapshots),
+        *([("processes", ", ".join(map(str, document["ranks"])))] if document["ranks"] not in ([], [1]) else []),
         ("schedules", _pairs(document["schedules"])),
         ("probe", _pairs(document["probe"])),
         ("hyper-parameters", _pairs(document["hyperparameters"])),
@@ -194,7 +198,11 @@ def info_table(document: Mapping[str, Any]) -> RenderableType:
         arrays.add_column(heading, overflow="fold")
     arrays.add_column("per snapshot", justify="right")
     arrays.add_column("on disk", justify="right")
-    for entry in [*document["sites"], *document["weights"]]:
+    batches = [
+        {**entry, "name": f"{entry['name']} ({'gradients' if entry['path'].endswith('/gradient') else 'batches'})"}
+        for entry in document["batches"]
+    ]
+    for entry in [*document["sites"], *batches, *document["weights"]]:
         shape = (
             " x ".join(f"{n} {axis}" for n, axis in zip(entry["shape"], entry["dimensions"], strict=True)) or "scalar"
         )

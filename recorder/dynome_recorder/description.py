@@ -112,7 +112,8 @@ def _site_spec(layout: SiteLayout, samples: int, *, share: int | None) -> ArrayS
     return ArraySpec(
         shape=(samples * layout.rows_per_sample, layout.units),
         dtype=layout.dtype,
-        dimensions=("sample", "unit"),
+        # "sample" is one axis of all of a stream, next to the names of its samples; several rows of each are another.
+        dimensions=("sample" if layout.rows_per_sample == 1 else "row", "unit"),
         attributes=attributes,
         rows=None if share is None else share * layout.rows_per_sample,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.shield import DEGRADED_FILE
+from dynome_recorder.storage.commits import COMMITTED, SUPERSEDED
 from dynome_recorder.storage.format import ANALYSIS_FOLDER, read_sealed
 from dynome_recorder.storage.manifest import Manifest, read_manifest
 from dynome_recorder.storage.publish import stream_of
@@ -59,12 +60,13 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
         },
         "snapshots": {
             stream: {
-                name: state.status[stream].count(value)
-                for value, name in enumerate(("committed", "superseded", "lost"))
+                "committed": state.status[stream].count(COMMITTED),
+                "superseded": state.status[stream].count(SUPERSEDED),
+                "lost": len(state.lost(stream)),
             }
             for stream in streams(run)
         },
-        "skipped": {stream: sum(stream in record.skipped for record in state.records) for stream in streams(run)},
+        "skipped": {stream: len(state.skipped(stream)) for stream in streams(run)},
         "ranks": sorted({record.world for record in state.records if record.kind == "moment"}),
         "sites": [_array(manifest, name, entry, stored) for name, entry in manifest.sites.items()],
         "weights": [_array(manifest, name, entry, stored) for name, entry in manifest.weights.items()],
@@ -82,7 +84,8 @@ def describe_recording(path: str | os.PathLike[str]) -> dict[str, Any]:
             "files": len(state.files),
             "stored_bytes": sum(stored.values()),
             "uncompressed_bytes": sum(
-                layout.nbytes * len(state.status[stream_of(path)]) for path, layout in manifest.layouts.items()
+                layout.nbytes * (len(state.status[stream_of(path)]) - len(manifest.gaps(stream_of(path))))
+                for path, layout in manifest.layouts.items()
             ),
         },
         "model": {name: value for name, value in run["model"].items() if name not in {"layers", "parameters"}}

@@ -189,7 +189,8 @@ def test_what_is_no_recording_is_refused(tmp_path, run):
 
 def test_a_version_changed_by_hand_is_damage_and_the_text_says_both(run):
     text = (run / "run.json").read_text()
-    (run / "run.json").write_text(text.replace('"version": "1.0"', '"version": "2.0"', 1))
+    assert '"version": "1.1"' in text
+    (run / "run.json").write_text(text.replace('"version": "1.1"', '"version": "2.0"', 1))
     with pytest.raises(CorruptRecordingError, match=r"run.json: damaged .* It declares format version 2.0.*verify RUN"):
         read_manifest(run)
 

@@ -116,6 +116,9 @@ def run_document(description: RunDescription, *, run_id: str, created: float) ->
         rows = description.batch_size
         if rows is None:
             raise InvalidArgumentError("batches need a batch_size, the largest number of samples in one.")
+        for kind in ("batches", "gradients"):
+            for name, spec in getattr(description, kind).items():
+                _check_batch_spec(name, spec, batch_size=rows, parts=description.parts)
         spec = ArraySpec((rows * description.parts,), "int64", ("sample",), {"fill": -1}, rows=rows)
         fingerprint["samples"] = {SAMPLE_ID: _entry(SAMPLE_ID, spec, f"batches/{SAMPLE_ID}")}
         fingerprint["batch_size"] = rows
@@ -132,6 +135,22 @@ def run_document(description: RunDescription, *, run_id: str, created: float) ->
         "schedules": dict(description.schedules),
         "versions": dict(description.versions),
     }
+
+
+def _check_batch_spec(name: str, spec: ArraySpec, *, batch_size: int, parts: int) -> None:
+    """Raise InvalidArgumentError unless an array of batches has one file of whole samples for each rank."""
+    spec.check(name)
+    length = spec.shape[0] if spec.shape else 0
+    each = spec.rows or length
+    if length != each * parts or each % batch_size:
+        raise InvalidArgumentError(
+            f"{name}: {length} rows in files of {each} are not {parts} parts of {batch_size} samples each."
+        )
+    if spec.dimensions[0] == "sample" and each != batch_size:
+        # xarray opens a tree of groups only where an axis has one length from a group down to its children.
+        raise InvalidArgumentError(
+            f'{name}: has {each // batch_size} rows for each sample; call its first axis something else than "sample".'
+        )
 
 
 def _entry(name: str, spec: ArraySpec, path: str) -> dict[str, Json]:
