@@ -105,7 +105,7 @@ def test_giotto_is_agpl_and_dynome_is_not(name):
 
 
 def test_torch_is_an_extra_and_pinned_in_both_sets():
-    """A bare `torch` may pull gigabytes of CUDA packages: reading a recording needs none, and the sets name one version."""
+    """A bare `torch` may pull gigabytes of CUDA packages: reading a recording needs none, and both sets pin it."""
     assert not any(Requirement(text).name == "torch" for text in project()["dependencies"])
     for file in SETS:
         assert pinned(file)["torch"] == Version("2.13.0")
@@ -123,7 +123,7 @@ def test_a_tested_set_is_within_the_bounds_of_the_project(file):
 
 
 def test_what_is_installed_is_a_tested_set():
-    """The facts of this folder are measured on the sets that are pinned: zarr, xarray, Dask and torch of one of them."""
+    """The facts of this folder are measured on the sets that are pinned: zarr, xarray, Dask and torch of one."""
     names = ("zarr", "xarray", "dask", "distributed", "torch", "numpy", "scikit-learn")
     present = {name: installed(name) for name in names}
     tested = [{name: pinned(file).get(name) for name in names} for file in SETS]
