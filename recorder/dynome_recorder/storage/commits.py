@@ -144,7 +144,8 @@ class CommitRecord:
             "health": self.health,
             "batch_health": self.batch_health,
             "metrics": self.metrics,
-            "files": self.files,
+            # A reader of 1.0 would take what rank 0 wrote for the whole; of this name it knows nothing, and refuses.
+            "part_files" if self.kind == "part" or self.world > 1 else "files": self.files,
             "lost": self.lost,
         }
         document |= {name: value for name, value in optional.items() if value}
@@ -179,7 +180,11 @@ class CommitRecord:
                 health=document.get("health", {}),
                 batch_health=document.get("batch_health", {}),
                 metrics=document.get("metrics", {}),
-                files={name: (int(size), str(crc)) for name, (size, crc) in document.get("files", {}).items()},
+                files={
+                    name: (int(size), str(crc))
+                    for member in ("files", "part_files")
+                    for name, (size, crc) in document.get(member, {}).items()
+                },
                 keep=document.get("keep"),
                 lost=tuple(document.get("lost", ())),
                 replaces=document.get("replaces"),
