@@ -6,12 +6,14 @@ ranges, correlations and trends look like those of a training run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynome_recorder.storage.run import share_of
 from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter, RunDescription
 
 if TYPE_CHECKING:
@@ -198,4 +200,156 @@ def write_recording(
             dead_units=dead_units,
         ):
             writer.commit(moment if change is None else change(moment))
+    return path
+
+
+PROBE_SAMPLES = 7
+BATCH_SIZE = 3
+"""Samples of one rank's batch, at most."""
+BATCH_SITES = {"a": 1, "tokens": 2}
+"""Rows of each sample of a batch at each site."""
+UNITS = 4
+
+
+def describe_ranks(parts: int, *, gradients: bool = True) -> RunDescription:
+    """Return the description of a recording of all three streams in so many parts."""
+    batches = {
+        site: ArraySpec(
+            (BATCH_SIZE * parts * rows, UNITS),
+            "float32",
+            ("sample" if rows == 1 else "row", "unit"),
+            {"module": site},
+            rows=BATCH_SIZE * rows,
+        )
+        for site, rows in BATCH_SITES.items()
+    }
+    share = -(-PROBE_SAMPLES // parts)
+    return RunDescription(
+        sites={
+            site: ArraySpec((PROBE_SAMPLES, UNITS), "float16", ("sample", "unit"), {"module": site}, rows=share)
+            for site in BATCH_SITES
+        },
+        weights={"w": ArraySpec((2, 3), "float32", ("output", "input"))},
+        batches=batches,
+        gradients=batches if gradients else {},
+        batch_size=BATCH_SIZE,
+        parts=parts,
+        probe={"hash": "ranks", "size": PROBE_SAMPLES},
+        model={"class": "tests.Ranks", "parameters": [], "layers": []},
+        schedules={"probe": "every(steps=2)", "batches": "every(steps=1)", "weights": "every(steps=3)"},
+    )
+
+
+def due_streams(step: int) -> tuple[str, ...]:
+    """Return the streams that have a snapshot at a step."""
+    every = {"probe": 2, "weights": 3, "batches": 1}
+    return tuple(stream for stream, steps in every.items() if step % steps == 0)
+
+
+def batch_rows(step: int, rank: int) -> int:
+    """Return how many samples a rank's batch has: from none to all."""
+    return (step + 2 * rank + 1) % (BATCH_SIZE + 1)
+
+
+def ranked_values(kind: str, site: str, step: int, shape: tuple[int, ...], rank: int = 0) -> np.ndarray:
+    """Return values that follow from their names alone."""
+    seed = hashlib.sha256(f"{kind}-{site}-{step}-{rank}".encode()).digest()[:8]
+    return np.random.default_rng(int.from_bytes(seed)).normal(size=shape).astype(np.float32)
+
+
+def whole_snapshot(kind: str, site: str, step: int, *, parts: int, world: int) -> np.ndarray:
+    """Return what all ranks together record: of batches with fill values where there are no samples."""
+    if kind == "probe":
+        return ranked_values(kind, site, step, (PROBE_SAMPLES, UNITS)).astype(np.float16)
+    if kind == "weights":
+        return ranked_values(kind, site, step, (2, 3))
+    rows = 1 if kind == "sample_id" else BATCH_SITES[site]
+    shape = (BATCH_SIZE * parts * rows, UNITS)
+    whole = np.full(shape[:1], -1, np.int64) if kind == "sample_id" else np.full(shape, np.nan, np.float32)
+    for rank in range(min(world, parts)):
+        count = batch_rows(step, rank)
+        place = slice(rank * BATCH_SIZE * rows, (rank * BATCH_SIZE + count) * rows)
+        if kind == "sample_id":
+            whole[place] = 1000 * step + 100 * rank + np.arange(count)
+        else:
+            whole[place] = ranked_values(kind, site, step, (count * rows, UNITS), rank)
+    return whole
+
+
+def ranked_moment(step: int, rank: int, *, parts: int, world: int, skipped: tuple[str, ...] = ()) -> Moment:
+    """Return what a rank commits at a step; an epoch is four steps."""
+    due = due_streams(step)
+    skipped = tuple(stream for stream in skipped if stream in due)
+    taken = {stream for stream in due if stream not in skipped}
+    share = -(-PROBE_SAMPLES // parts)
+    mine = share_of(rank, world, parts)
+    samples = slice(mine.start * share, mine.stop * share)
+    count = batch_rows(step, rank)
+    has_batch = count and rank < parts
+
+    def batch(kind: str) -> dict[str, np.ndarray]:
+        if not has_batch:
+            return {}
+        return {s: ranked_values(kind, s, step, (count * rows, UNITS), rank) for s, rows in BATCH_SITES.items()}
+
+    batches = "batches" in taken
+    return Moment(
+        epoch=step // 4,
+        step=step,
+        epoch_complete=step % 4 == 0,
+        probe={site: whole_snapshot("probe", site, step, parts=parts, world=world)[samples] for site in BATCH_SITES}
+        if "probe" in taken and mine
+        else {}
+        if "probe" in taken
+        else None,
+        weights={"w": whole_snapshot("weights", "w", step, parts=parts, world=world)}
+        if "weights" in taken and not rank
+        else None,
+        batches=batch("batches") if batches else None,
+        gradients=batch("gradients") if batches else None,
+        sample_ids=1000 * step + 100 * rank + np.arange(count) if batches else None,
+        rows=count if batches else 0,
+        step_metrics={} if rank or not step else {"loss": ([step], [1 / step])},
+        epoch_metrics={"accuracy": step / 100} if step % 4 == 0 and not rank else {},
+        batch_health={"a": {"nan": rank + 1}} if batches and has_batch and step % 5 == 0 else {},
+        skipped=skipped,
+    )
+
+
+def write_ranks(
+    path: Path,
+    *,
+    steps: int,
+    world: int = 2,
+    parts: int = 2,
+    first: int = 0,
+    skipped: Mapping[tuple[int, int], tuple[str, ...]] | None = None,
+    publish_interval: float = 1e9,
+) -> Path:
+    """Record steps first ... `steps` - 1 on so many ranks, all in this process; returns the folder.
+
+    Parameters
+    ----------
+    path
+        Folder of the recording, new or to be continued.
+    steps, first, world, parts
+        What they say.
+    skipped
+        What a rank leaves out, by (step, rank).
+    publish_interval
+        Of the writers; by default only opening and closing publish.
+    """
+    description = describe_ranks(parts)
+    with contextlib.ExitStack() as stack:
+        lead = stack.enter_context(
+            RecordingWriter.open(path, description, world=world, publish_interval=publish_interval)
+        )
+        writers = [lead]
+        for rank in range(1, world):
+            other = RecordingWriter.open(path, description, rank=rank, world=world, first_sequence=lead.next_sequence)
+            writers.append(stack.enter_context(other))
+        for step in range(first, steps):
+            for rank, writer in enumerate(writers):
+                left_out = (skipped or {}).get((step, rank), ())
+                writer.commit(ranked_moment(step, rank, parts=parts, world=world, skipped=left_out))
     return path

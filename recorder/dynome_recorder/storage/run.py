@@ -255,7 +255,8 @@ def share_of(rank: int, world: int, count: int) -> range:
 def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:
     """Raise FingerprintError, naming the first field that differs, unless a recording can be continued.
 
-    Sites and weights are compared by name, order, shape, dtype and dimensions, probe and model's parameters whole.
+    Sites, weights, batches and gradients are compared by name, order, shape, dtype, dimensions and what their units are,
+    probe and model's parameters whole.
     What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
     """
 
@@ -274,9 +275,10 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
                 if before[name][member] != now[name][member]:
                     raise differ(f"{member} of {name}", before[name][member], now[name][member])
             # Means and maxima of the same channels have one shape and one name, and are not the same units.
-            reductions = [entry[name]["attributes"].get("reduction") for entry in (before, now)]
-            if reductions[0] != reductions[1]:
-                raise differ(f"reduction of {name}", *reductions)
+            for member in ("reduction", "chosen_units", "chosen_positions"):
+                values = [entry[name]["attributes"].get(member) for entry in (before, now)]
+                if values[0] != values[1]:
+                    raise differ(f"{member.replace('_', ' ')} of {name}", *map(_shortened, values))
     for member in ("batch_size", "parts"):
         before, now = (document["fingerprint"].get(member) for document in (stored, wanted))
         if before != now:
@@ -291,6 +293,11 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
             f"{where}: cannot be continued, the model's parameters differ (names, shapes, dtypes or order); "
             "restore the model, or record to another folder."
         )
+
+
+def _shortened(value: Json) -> Json:
+    """Return a value that fits into a line: long lists by their beginning and length."""
+    return f"{value[:3]} ... ({len(value)})" if isinstance(value, list) and len(value) > 6 else value
 
 
 def normalised(document: Mapping[str, Json]) -> dict[str, Json]:
