@@ -194,7 +194,7 @@ def test_every_order_that_events_allow_gives_the_values_of_the_program(seed: int
 def test_no_wait_event_or_kept_memory_is_superfluous(writer: ThreadPoolExecutor) -> None:
     """Left out one by one, every one of them gives wrong values in some order; with all of them, none does."""
     places: set[str] = set()
-    for seed in range(60):
+    for seed in range(300):
         places |= set(run(seed, writer).places)
     kinds = [place.split()[0] for place in places]
     assert {kind: kinds.count(kind) for kind in sorted(set(kinds))} == {
