@@ -255,9 +255,8 @@ def share_of(rank: int, world: int, count: int) -> range:
 def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *, where: Path) -> None:
     """Raise FingerprintError, naming the first field that differs, unless a recording can be continued.
 
-    Sites, weights, batches and gradients are compared by name, order, shape, dtype, dimensions and what their units are,
-    probe and model's parameters whole.
-    What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
+    Sites, weights, batches and gradients are compared by name, order, shape, dtype, dimensions and what their units
+    are, probe and model's parameters whole. What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
     """
 
     def differ(field_name: str, before: Json, now: Json) -> FingerprintError:
