@@ -171,7 +171,7 @@ class JointArray:
         chosen += [np.arange(length) for length in self.shape[len(given) :]]
         values = np.empty([np.size(one) for one in chosen], self.dtype)
         for row, position in enumerate(np.atleast_1d(chosen[0])):
-            self._read(values[row], int(position), [np.atleast_1d(one) for one in chosen[1:]])
+            self._read(values[row, ...], int(position), [np.atleast_1d(one) for one in chosen[1:]])
         return values.reshape([one.size for one in chosen if one.ndim])
 
     def _read(self, out: NDArray[np.floating[Any]], position: int, chosen: Sequence[NDArray[np.int64]]) -> None:

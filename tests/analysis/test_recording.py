@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dask
+import format_golden
 import numpy as np
 import pytest
 import xarray as xr
@@ -107,6 +108,15 @@ def test_sites_are_chosen_by_name_and_pattern_in_recorded_order(make_recording: 
         recording.activations([])
     with pytest.raises(InvalidArgumentError, match=r"parameter 'nope' was not recorded in .*; it has"):
         recording.weight("nope")
+
+
+def test_a_parameter_of_one_number_is_read(tmp_path: Path) -> None:
+    format_golden.write(tmp_path / "run")
+    scale = dya.open_recording(tmp_path / "run").weight("scale")
+    assert scale.dims == ("snapshot",)
+    assert scale.shape == (3,)
+    np.testing.assert_array_equal(scale, np.load(tmp_path / "run-expected.npz")["array scale"])
+    assert float(scale[1]) == scale.to_numpy()[1]
 
 
 def test_a_recording_without_weights_says_how_to_record_them(make_recording: MakeRecording) -> None:
