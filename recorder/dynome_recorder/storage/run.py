@@ -256,7 +256,8 @@ def check_fingerprint(stored: Mapping[str, Json], wanted: Mapping[str, Json], *,
     """Raise FingerprintError, naming the first field that differs, unless a recording can be continued.
 
     Sites, weights, batches and gradients are compared by name, order, shape, dtype, dimensions and what their units
-    are, probe and model's parameters whole. What may change between two sessions (schedules, hyper-parameters, versions, the optimizer) is not compared.
+    are, probe and model's parameters whole. What may change between two sessions (schedules, hyper-parameters,
+    versions, the optimizer) is not compared.
     """
 
     def differ(field_name: str, before: Json, now: Json) -> FingerprintError:
