@@ -251,7 +251,9 @@ class Recording:
         self, reader: SnapshotReader, dimensions: tuple[str, ...], coordinates: Mapping[str, Any], name: str
     ) -> xr.DataArray:
         shape, count = reader.shape, len(reader.indices)
-        key = repr((str(self.path.absolute()), self.id, self.manifest.digest, name, tuple(reader.arrays)))
+        # By where the arrays lie: a site has one name in both streams, and a parameter may have the name of a site.
+        paths = [array.path for array in reader.arrays.values()]
+        key = repr((str(self.path.absolute()), self.id, self.manifest.digest, name, paths))
         token = hashlib.sha256(key.encode()).hexdigest()[:32]
         # Dask pushes a choice of units or samples down to the array, which then reads those only.
         blocks = da.from_array(

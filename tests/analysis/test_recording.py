@@ -238,3 +238,28 @@ def test_a_relative_path_is_read_from_any_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     np.testing.assert_array_equal(activations.to_numpy(), expected)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).joint(0), expected[0])
+
+
+def test_arrays_of_one_name_in_two_streams_are_computed_together(tmp_path: Path) -> None:
+    """Dask knows work by its name: a site is recorded in both streams, and here a parameter is called as it is."""
+    description = describe({"a": 3}, samples=4, weights=False)
+    spec = ArraySpec((2, 3), "float32", ("sample", "unit"))
+    description = replace(
+        description,
+        batches={"a": spec},
+        batch_size=2,
+        weights={"activations": spec, "a": ArraySpec((2,), "float32", ("row",))},
+    )
+    probe, batch, weight = (np.full(shape, value, np.float32) for value, shape in enumerate([(4, 3), (2, 3), (2, 3)]))
+    with RecordingWriter.open(tmp_path / "run", description) as writer:
+        writer.commit(
+            Moment(
+                epoch=0, step=0, probe={"a": probe}, batches={"a": batch}, rows=2,
+                weights={"activations": weight, "a": np.full(2, 3, np.float32)},
+            )
+        )  # fmt: skip
+    recording, batches = dya.open_recording(tmp_path / "run"), dya.open_recording(tmp_path / "run", stream="batches")
+    lazy = [recording.activations(), batches.activations(), recording.weight("activations"), recording.weight("a")]
+    for value, computed in enumerate(dask.compute(*lazy, scheduler="synchronous")):
+        assert (computed.to_numpy() == value).all()
+        assert computed.shape == computed.to_numpy().shape
