@@ -142,7 +142,7 @@ def _check_batch_spec(name: str, spec: ArraySpec, *, batch_size: int, parts: int
     spec.check(name)
     length = spec.shape[0] if spec.shape else 0
     each = spec.rows or length
-    if length != each * parts or each % batch_size:
+    if not each or length != each * parts or each % batch_size:
         raise InvalidArgumentError(
             f"{name}: {length} rows in files of {each} are not {parts} parts of {batch_size} samples each."
         )
