@@ -124,7 +124,8 @@ def test_memory_is_told_early_and_late(tmp_path: Path) -> None:
     session.arm.snapshot = lambda: kept.append(np.ones(2**17))  # type: ignore[method-assign]  1 MiB each
     found = session.remember(20, 60.0)
     assert found["snapshots"] == 20
-    assert found["late"] - found["early"] == pytest.approx(16 * 2**20, rel=0.2)
+    # What earlier tests of this process left may be given back meanwhile: a lower bound is all that holds.
+    assert 4 * 2**20 < found["late"] - found["early"] < 20 * 2**20
     assert found["peak"] >= found["late"]
 
 
