@@ -26,7 +26,7 @@ from dynome_recorder.storage.commits import (
 from dynome_recorder.storage.files import sync_folder, write_atomically
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
 from dynome_recorder.storage.inspection import Verification, inspect
-from dynome_recorder.storage.lifecycle import acquire_lock, storage_errors
+from dynome_recorder.storage.lifecycle import acquire_lock, others_gone, storage_errors
 from dynome_recorder.storage.logscan import LogScan, scan_log
 from dynome_recorder.storage.manifest import committed_state
 from dynome_recorder.storage.publish import Publisher, read_published, stream_of
@@ -51,14 +51,16 @@ def repair_recording(
     with storage_errors(folder):
         lock = acquire_lock(folder)
         try:
-            before = inspect(folder, deep=deep, in_progress=False, progress=progress)
-            if before.clean or not all(finding.repairable for finding in before.findings):
-                return before
-            repairs = _repair(folder, run, damaged=before.damaged_files)
-            after = inspect(folder, deep=deep, in_progress=False, progress=progress)
+            with others_gone(folder):
+                before = inspect(folder, deep=deep, in_progress=False, progress=progress)
+                if before.clean or not all(finding.repairable for finding in before.findings):
+                    return before
+                repairs = _repair(folder, run, damaged=before.damaged_files)
+                # What is still committed was read above, and a repair changes none of it.
+                after = inspect(folder, deep=False, in_progress=False)
         finally:
             lock.release()
-    return replace(after, repairs=tuple(repairs))
+    return replace(after, deep=deep, repairs=tuple(repairs))
 
 
 def _repair(folder: Path, run: Mapping[str, Json], *, damaged: frozenset[str]) -> list[str]:
