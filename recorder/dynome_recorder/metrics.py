@@ -44,16 +44,30 @@ def take_metric(name: str, value: Any, *, known: set[str]) -> Value:
             raise InvalidArgumentError(f"metrics: {name!r} is the recording's own counter; choose another name.")
         encode_component(name)  # raises where the name can be no array's
         known.add(name)
-    if isinstance(value, (float, int, numbers.Real, np.bool_)):
-        return float(value)
-    if hasattr(value, "detach") and value.numel() == 1 and not value.is_complex():
-        if value.device.type == "cpu":
-            return float(value.item())  # nobody to wait for, and a tenth of the cost of a copy
-        kept: torch.Tensor = value.detach().reshape(()).clone()
-        return kept
-    if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
-        return float(value.reshape(()))
-    raise InvalidArgumentError(f"metrics: {name!r} must be one real number; got {type(value).__name__} {value!r:.80}.")
+    try:
+        if isinstance(value, (float, int, numbers.Real, np.bool_)):
+            return float(value)
+        if hasattr(value, "detach") and value.numel() == 1 and not value.is_complex():
+            if value.device.type == "cpu":
+                return float(value.item())  # nobody to wait for, and a tenth of the cost of a copy
+            kept: torch.Tensor = value.detach().reshape(()).clone()
+            return kept
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
+            return float(value.reshape(()))
+    except Exception as error:
+        raise InvalidArgumentError(f"metrics: {name!r} cannot be read ({' '.join(str(error).split())}).") from error
+    raise InvalidArgumentError(f"metrics: {name!r} must be one real number; got {_describe(value)}.")
+
+
+def _describe(value: Any) -> str:
+    """Return what a value is, in a few words of one line; the values of a tensor are not looked at."""
+    kind = type(value).__name__
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{kind} of {value.dtype}, shape {tuple(value.shape)}"
+    try:
+        return f"{kind} {' '.join(repr(value).split()):.80}"
+    except Exception:
+        return kind
 
 
 class StepMetrics:

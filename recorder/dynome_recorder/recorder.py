@@ -240,7 +240,9 @@ class Recorder:
                 try:
                     session.close()
                 except Exception as second:
-                    logger.warning("%s: could not be closed cleanly: %s", self.path, second)
+                    # That recording stopped was told already, in one line.
+                    level = logging.WARNING if self.degraded is None else logging.DEBUG
+                    logger.log(level, "%s: could not be closed cleanly: %s", self.path, second)
         finally:
             self._last_statistics = session.statistics
             self._signals.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+_INSIDE = ("dynome_recorder", "contextlib")
 
 DEGRADED_FILE = "degraded.json"
 """Beside ``run.json`` when recording stopped before training did: a sealed note; a resume removes it."""
@@ -60,14 +63,17 @@ class Shield:
         )
 
     def tell(self, key: str, text: str) -> None:
-        """Warn in one line, once per key."""
+        """Warn in one line, once per key; in the log too, where there is one."""
         if key in self._told:
             return
         self._told.add(key)
-        logger.warning("%s", text)
-        # A filter that turns warnings into errors must not end a training run.
-        with contextlib.suppress(RecordingWarning):
-            warnings.warn(text, RecordingWarning, stacklevel=5)
+        try:
+            warnings.warn(text, RecordingWarning, stacklevel=_level_of_caller())
+            warned = True
+        except RecordingWarning:  # a filter that turns warnings into errors must not end a training run
+            warned = False
+        if not warned or logger.hasHandlers():  # where nobody has set up logging it prints, as the warning does
+            logger.warning("%s", text)
 
     def remove_note(self) -> None:
         """Remove the note of an earlier failure: the recording goes on."""
@@ -81,6 +87,14 @@ class Shield:
         note = {"epoch": epoch, "step": step, "time": time.time(), "reason": self.degraded}
         with contextlib.suppress(OSError):  # on a full disk there may be no room for one
             write_atomically(self.path / DEGRADED_FILE, seal(note, indent=True), sync=False)
+
+
+def _level_of_caller() -> int:
+    """Return the stack level, seen from who calls this, of the first line outside: one that a user knows."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _one_line(error: Exception) -> str:

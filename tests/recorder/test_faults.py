@@ -1,87 +1,77 @@
 """What can go wrong around a run: training ends as without a recorder, the store is valid, one line says why.
 
 Each fault is real where the machine allows it (a full tmpfs, one that is remounted read-only), and made by hand where
-not. Every test trains twice, without and with the fault, and compares the weights bit by bit.
+not. Every test trains with the fault, and compares the weights and the random state bit by bit with a run without a
+recorder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import faulty_training
 import numpy as np
 import pytest
 import torch
+from faulty_training import (
+    EPOCHS,
+    STEPS,
+    check_store,
+    fail_writes,
+    make_model,
+    mount,
+    one_line,
+    recorder_at,
+    small_disk,
+    train,
+)
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from dynome_recorder import Probe, Recorder, RecordingWarning, every
-from dynome_recorder.storage import layout
+from dynome_recorder import Probe, Recorder, shield
+from dynome_recorder.capture.reductions import SiteLayout
+from dynome_recorder.capture.transfer import SlotPool
+from dynome_recorder.errors import InvalidArgumentError, StorageError
+from dynome_recorder.storage import bulk
 from dynome_recorder.storage.manifest import read_manifest
+from dynome_recorder.storage.showing import Showing
 from dynome_recorder.storage.verify import verify
 from dynome_recorder.storage.writer import RecordingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EPOCHS, STEPS, UNITS = 6, 4, 256
+    from faulty_training import Fault
+
+    MonkeyPatch, Caplog = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
 
-def make_model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, UNITS), nn.Tanh(), nn.Dropout(0.1), nn.Linear(UNITS, 3))
+OPTIONS_OF_OPENING: dict[str, Any] = RecordingWriter.open.__func__.__kwdefaults__  # type: ignore[attr-defined]
+"""What a recorder does not choose itself; tests put other values there."""
 
 
-def train(
-    recorder: Callable[[nn.Module], Recorder] | None,
-    fault: Callable[[int, int], None] | None = None,
-    *,
-    workers: int = 0,
-) -> tuple[bytes, Recorder | None]:
-    """Train a fixed run; ``fault(epoch, step)`` is called before each step. Returns the final weights' bytes."""
-    model = make_model()
-    torch.manual_seed(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    data = TensorDataset(torch.randn(STEPS * 8, 4, generator=torch.Generator().manual_seed(2)))
-    loader = DataLoader(data, batch_size=8, num_workers=workers)
-    made = recorder(model) if recorder is not None else None
+@pytest.fixture(autouse=True)
+def limited() -> Iterator[None]:
+    """End a test that hangs: a deadlock must be a failure, not a silence."""
 
-    def run_epoch(epoch: int) -> None:
-        for step, (x,) in enumerate(loader):
-            if fault is not None:
-                fault(epoch, step)
-            loss = model(x).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if made is not None:
-                made.step(loss=loss)
+    def end(number: int, frame: Any) -> None:
+        raise TimeoutError("the training hangs")
 
-    if made is None:
-        for epoch in range(1, EPOCHS + 1):
-            run_epoch(epoch)
-    else:
-        with made:
-            for epoch in made.epochs(EPOCHS):
-                run_epoch(epoch)
-                made.epoch(value=float(epoch))
-    return b"".join(value.numpy().tobytes() for value in model.state_dict().values()), made
-
-
-def recorder_at(path: Path, **options: Any) -> Callable[[nn.Module], Recorder]:
-    data = torch.randn(40, 4, generator=torch.Generator().manual_seed(3))
-    options = {"weights": every(epochs=1), "batches": every(steps=2), "batch_size": 8} | options
-    return lambda model: Recorder(path, model, sites=["1"], probe=Probe(data, size=40), **options)
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -89,86 +79,19 @@ def reference() -> bytes:
     return train(None)[0]
 
 
-@contextlib.contextmanager
-def one_line(match: str) -> Iterator[None]:
-    """Expect exactly one warning, of one line."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield
-    lines = [str(one.message) for one in told if issubclass(one.category, RecordingWarning)]
-    assert len(lines) == 1, lines
-    assert "\n" not in lines[0]
-    assert match in lines[0], lines[0]
-    assert "Training goes on" in lines[0]
+# ---- disks
 
 
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A tmpfs of so many bytes; where nobody may mount one, the same by a failing write."""
-    place.mkdir()
-    mounted = shutil.which("mount") is not None and (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False
-        ).returncode
-        == 0
-    )
-    try:
-        yield place
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def is_mounted(place: Path) -> bool:
-    return os.path.ismount(place)
-
-
-def fail_writes(monkeypatch: pytest.MonkeyPatch, number: int, when: Callable[[], bool]) -> None:
-    """Let every write of the package fail with an error number while ``when`` says so."""
-    from dynome_recorder.storage import bulk, files
-
-    for module in (bulk, files):
-        original = module.os.open
-
-        def opening(path: Any, flags: int, *arguments: Any, _original: Any = original, **named: Any) -> int:
-            if when() and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                raise OSError(number, os.strerror(number), str(path))
-            return _original(path, flags, *arguments, **named)
-
-        monkeypatch.setattr(module.os, "open", opening)
-    writing = Path.open
-
-    def open_path(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
-        if when() and "w" in mode:
-            raise OSError(number, os.strerror(number), str(self))
-        return writing(self, mode, *arguments, **named)
-
-    monkeypatch.setattr(Path, "open", open_path)
-
-
-def check_store(run: Path) -> int:
-    """Return how many epochs are complete; all that is committed can be read."""
-    result = verify(run, deep=True)
-    assert result.valid, result.findings
-    manifest = read_manifest(run)
-    for path in manifest.layouts:
-        for _, index in manifest.snapshots(path.partition("/")[0]):
-            assert np.asarray(manifest.array(path)[index]).size
-    complete = [record.epoch for record in manifest.live if record.epoch_complete]
-    assert complete == list(range(len(complete)))
-    return len(complete)
-
-
-def test_a_disk_that_fills_up(tmp_path: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up(tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
         full = [False]
-        if not is_mounted(disk):
+        if not os.path.ismount(disk):
             fail_writes(monkeypatch, errno.ENOSPC, lambda: full[0])
 
         def fault(epoch: int, step: int) -> None:
             full[0] = epoch >= 3
 
-        with one_line("No space left on device"):
+        with one_line("No space left on device", caplog):
             weights, recorder = train(recorder_at(disk / "run"), fault)
         assert weights == reference
         assert recorder is not None
@@ -176,17 +99,41 @@ def test_a_disk_that_fills_up(tmp_path: Path, reference: bytes, monkeypatch: pyt
         assert 1 <= check_store(disk / "run") < EPOCHS + 1
 
 
-def test_a_folder_that_turns_read_only(tmp_path: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_from_some_step_on(
+    tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog, number: int
+) -> None:
+    broken = [False]
+    recorders: list[Recorder] = []
+    fail_writes(monkeypatch, number, lambda: broken[0])
+
+    def fault(epoch: int, step: int) -> None:
+        if (epoch, step) == (3, 1):
+            recorders[0].flush()
+            broken[0] = True
+
+    with one_line(os.strerror(number), caplog):
+        weights, _ = train(kept(recorders, recorder_at(tmp_path / "run")), fault)
+    assert weights == reference
+    assert check_store(tmp_path / "run") == 3
+
+
+def kept(recorders: list[Recorder], make: Callable[[nn.Module], Recorder]) -> Callable[[nn.Module], Recorder]:
+    def call(model: nn.Module) -> Recorder:
+        recorders.append(make(model))
+        return recorders[0]
+
+    return call
+
+
+def test_a_folder_that_turns_read_only(
+    tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog
+) -> None:
     with small_disk(tmp_path / "disk", "8m") as disk:
-        locked = [False]
-        mounted = is_mounted(disk)
+        locked, recorders = [False], []
+        mounted = os.path.ismount(disk)
         if not mounted:
             fail_writes(monkeypatch, errno.EROFS, lambda: locked[0])
-        recorders: list[Recorder] = []
-
-        def make(model: nn.Module) -> Recorder:
-            recorders.append(recorder_at(disk / "run")(model))
-            return recorders[0]
 
         def fault(epoch: int, step: int) -> None:
             if (epoch, step) == (4, 0):
@@ -194,12 +141,12 @@ def test_a_folder_that_turns_read_only(tmp_path: Path, reference: bytes, monkeyp
                 locked[0] = True
                 if mounted:
                     # Files that are open for writing forbid it; the lock is one. A new mount of the same place does it.
-                    subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
-                    subprocess.run(["mount", "-o", "remount,ro,bind", str(disk)], check=True)
+                    assert mount("--bind", str(disk), str(disk))
+                    assert mount("-o", "remount,ro,bind", str(disk))
 
         try:
-            with one_line("Read-only file system"):
-                weights, _ = train(make, fault)
+            with one_line("Read-only file system", caplog):
+                weights, _ = train(kept(recorders, recorder_at(disk / "run")), fault)
             assert weights == reference
             assert check_store(disk / "run") == 4  # epochs 0 to 3
         finally:
@@ -207,170 +154,412 @@ def test_a_folder_that_turns_read_only(tmp_path: Path, reference: bytes, monkeyp
                 subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-def test_a_run_folder_that_is_removed(tmp_path: Path, reference: bytes) -> None:
+def test_a_run_folder_that_is_removed(tmp_path: Path, reference: bytes, caplog: Caplog) -> None:
+    recorders: list[Recorder] = []
+
     def fault(epoch: int, step: int) -> None:
         if (epoch, step) == (3, 1):
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            recorders[0].flush()  # else a commit under way may be writing while its folder goes
+            shutil.rmtree(tmp_path / "run")
 
-    with one_line("No such file or directory"):
-        weights, _ = train(recorder_at(tmp_path / "run"), fault)
+    with one_line("No such file or directory", caplog):
+        weights, _ = train(kept(recorders, recorder_at(tmp_path / "run")), fault)
     assert weights == reference
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_clock_that_jumps_back(tmp_path: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, shift = time.time, [0.0]
-    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+def test_a_disk_that_fails_at_the_very_end(
+    tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog
+) -> None:
+    """All is committed and only the last publishing fails: nothing is lost, and it is told."""
+    broken = [False]
+    original = Showing.publish
+
+    def publish(self: Showing) -> None:
+        if broken[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self)
+
+    monkeypatch.setattr(Showing, "publish", publish)
+    monkeypatch.setitem(OPTIONS_OF_OPENING, "publish_interval", 1e9)
 
     def fault(epoch: int, step: int) -> None:
+        broken[0] = epoch == EPOCHS
+
+    with one_line("No space left on device", caplog):
+        weights, _ = train(recorder_at(tmp_path / "run"), fault)
+    assert weights == reference
+    assert check_store(tmp_path / "run") == EPOCHS + 1
+    assert {finding.severity for finding in verify(tmp_path / "run", deep=True).findings} == {"harmless"}
+
+
+def test_a_clock_that_jumps_back(tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch) -> None:
+    shift = [0.0]
+    recorders: list[Recorder] = []
+    monkeypatch.setitem(OPTIONS_OF_OPENING, "clock", lambda: 1.8e9 + shift[0])
+
+    def fault(epoch: int, step: int) -> None:
+        recorders[0].flush()
         shift[0] = -1e6 if epoch % 2 else 1e6
 
-    weights, recorder = train(recorder_at(tmp_path / "run"), fault)
+    weights, recorder = train(kept(recorders, recorder_at(tmp_path / "run")), fault)
     assert weights == reference
     assert recorder is not None
     assert recorder.degraded is None
     assert check_store(tmp_path / "run") == EPOCHS + 1
-    assert [record.sequence for record in read_manifest(tmp_path / "run").records] == list(
-        range(len(read_manifest(tmp_path / "run").records))
-    )
+    records = read_manifest(tmp_path / "run").records
+    assert [record.sequence for record in records] == list(range(len(records)))
+    assert {record.time for record in records} == {1.8e9, 1.8e9 - 1e6, 1.8e9 + 1e6}
 
 
-def test_a_writer_thread_that_is_killed(tmp_path: Path, reference: bytes) -> None:
+# ---- threads and memory
+
+
+def end_threads(prefix: str) -> None:
+    """Raise SystemExit in the threads of that name, at whatever they execute next."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(prefix):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+
+
+@pytest.mark.parametrize("buffer_bytes", [2**28, 1])
+def test_a_writer_thread_that_is_killed(tmp_path: Path, reference: bytes, caplog: Caplog, buffer_bytes: int) -> None:
+    """With the smallest buffers the training thread waits for the dead one at every snapshot."""
+
     def fault(epoch: int, step: int) -> None:
         if (epoch, step) == (3, 1):
-            for thread in threading.enumerate():
-                if thread.name.startswith("dynome-writer"):
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-                    )
+            end_threads("dynome-writer")
 
-    with one_line("the thread that writes was ended by SystemExit"):
-        weights, _ = train(recorder_at(tmp_path / "run"), fault)
+    with one_line("the thread that writes was ended by SystemExit", caplog):
+        weights, _ = train(recorder_at(tmp_path / "run", buffer_bytes=buffer_bytes), fault)
     assert weights == reference
     assert check_store(tmp_path / "run") <= EPOCHS
 
 
-def test_an_error_while_compressing(tmp_path: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynome_recorder.storage import bulk
+def test_no_thread_is_started_while_training(tmp_path: Path, reference: bytes) -> None:
+    """Who is killed while it starts another thread may wait for that for ever."""
+    seen: list[set[str]] = []
 
+    def fault(epoch: int, step: int) -> None:
+        seen.append({thread.name for thread in threading.enumerate() if thread.name.startswith("dynome")})
+
+    assert train(recorder_at(tmp_path / "run"), fault)[0] == reference
+    assert all(names == seen[0] for names in seen)
+    assert {"dynome-writer", "dynome-worker_0"} <= seen[0]
+
+
+def break_from(monkeypatch: MonkeyPatch, owner: Any, name: str, error: Exception) -> Fault:
+    """Let a function raise from epoch 3 on; returns the fault that does so."""
     broken = [False]
-    original = layout.compress
+    original = getattr(owner, name)
 
-    def compress(piece: Any) -> bytes:
+    def call(*arguments: Any, **named: Any) -> Any:
         if broken[0]:
-            raise MemoryError("no memory for zstd")
-        return original(piece)
+            raise error
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(bulk, "compress", compress)
+    monkeypatch.setattr(owner, name, call)
 
     def fault(epoch: int, step: int) -> None:
         broken[0] = epoch >= 3
 
-    with one_line("MemoryError: no memory for zstd"):
-        weights, _ = train(recorder_at(tmp_path / "run"), fault)
+    return fault
+
+
+INSIDE = {
+    "compress": (bulk, "compress", MemoryError("no memory for zstd"), "MemoryError: no memory for zstd."),
+    "buffer": (SlotPool, "_find_memory", RuntimeError("cannot pin\nmemory"), "RuntimeError: cannot pin memory."),
+    "commit": (RecordingWriter, "commit_all", OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    "hook": (SiteLayout, "apply", RuntimeError("a hook of ours"), "RuntimeError: a hook of ours."),
+}
+
+
+@pytest.mark.parametrize("where", INSIDE)
+def test_an_error_inside(
+    tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog, where: str
+) -> None:
+    owner, name, error, text = INSIDE[where]
+    fault = break_from(monkeypatch, owner, name, error)
+    with one_line(text, caplog):
+        weights, recorder = train(recorder_at(tmp_path / "run"), fault)
     assert weights == reference
-    assert 1 <= check_store(tmp_path / "run") <= EPOCHS
+    assert 1 <= check_store(tmp_path / "run") <= 3
+    assert recorder is not None
+    assert recorder.degraded is not None
+    assert (tmp_path / "run/degraded.json").is_file()
 
 
-@pytest.mark.parametrize("where", ["probe", "batch"])
-def test_a_hook_that_raises(tmp_path: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    from dynome_recorder.capture.reductions import SiteLayout
+@pytest.mark.parametrize("where", INSIDE)
+def test_strict_raises_what_would_have_been_told(tmp_path: Path, monkeypatch: MonkeyPatch, where: str) -> None:
+    owner, name, error, _ = INSIDE[where]
+    fault = break_from(monkeypatch, owner, name, error)
+    with pytest.raises(type(error)) as raised:
+        train(recorder_at(tmp_path / "run", strict=True), fault)
+    assert raised.value is error
+    assert 1 <= check_store(tmp_path / "run") <= 3
 
-    broken = [False]
+
+# ---- hooks, models, data
+
+
+@pytest.mark.parametrize("where", ["probe", "batch", "gradient"])
+def test_a_hook_that_raises(
+    tmp_path: Path, reference: bytes, monkeypatch: MonkeyPatch, caplog: Caplog, where: str
+) -> None:
+    now = [(0, 0)]
     original = SiteLayout.apply
 
     def apply(self: SiteLayout, values: torch.Tensor) -> torch.Tensor:
-        if broken[0]:
+        place = "gradient" if torch._C._current_graph_task_id() != -1 else "batch" if torch.is_grad_enabled() else ""
+        if now[0] == (3, 1 if place else STEPS - 1) and (place or "probe") == where:
             raise RuntimeError("a hook of ours")
         return original(self, values)
 
     monkeypatch.setattr(SiteLayout, "apply", apply)
 
     def fault(epoch: int, step: int) -> None:
-        broken[0] = epoch == 3 and (step > 0) == (where == "batch")
+        now[0] = (epoch, step)
 
-    options = {"batches": None, "batch_size": None} if where == "probe" else {}
-    if where == "probe":
-        options["schedule"] = every(steps=1)
-    with one_line("RuntimeError: a hook of ours"):
-        weights, _ = train(recorder_at(tmp_path / "run", **options), fault)
+    with one_line("RuntimeError: a hook of ours", caplog):
+        weights, _ = train(recorder_at(tmp_path / "run", gradients=where == "gradient"), fault)
     assert weights == reference
     assert check_store(tmp_path / "run") == 3
 
 
-def test_a_model_that_loses_a_site(tmp_path: Path) -> None:
-    model_of: list[nn.Module] = []
-
-    def make(model: nn.Module) -> Recorder:
-        model_of.append(model)
-        return recorder_at(tmp_path / "run")(model)
+def test_a_model_that_loses_a_site(tmp_path: Path, caplog: Caplog) -> None:
+    model = make_model()
 
     def fault(epoch: int, step: int) -> None:
         if (epoch, step) == (3, 0):
-            model_of[0][1] = nn.Identity()
+            model[1] = nn.Identity()
         if (epoch, step) == (3, 1):
-            del model_of[0][2]
+            del model[2]
 
-    with one_line("a moment must hold each of its weights once"):
-        train(make, fault)
+    with one_line("a moment must hold each of its weights once", caplog):
+        train(recorder_at(tmp_path / "run"), fault, model=model)
     assert check_store(tmp_path / "run") == 3
+
+
+class LateFault(torch.utils.data.Dataset[torch.Tensor]):
+    """Samples that cannot be loaded any more once they are on a disk that is gone."""
+
+    gone = False
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if self.gone:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return torch.full((4,), index / 40)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_probe_whose_data_set_is_gone_later(tmp_path: Path, caplog: Caplog, strict: bool) -> None:
+    """It is loaded once; again only where a model turns out to change its input in place."""
+
+    def faults(model: faulty_training.Net, data: LateFault) -> Fault:
+        def fault(epoch: int, step: int) -> None:
+            data.gone = epoch >= 2
+            model.changes_input = epoch >= 3
+
+        return fault
+
+    model = make_model()
+    expected, _ = train(None, faults(model, LateFault()), model=model)
+    model, data = make_model(), LateFault()
+    make = recorder_at(tmp_path / "run", probe=Probe(data, size=40), strict=strict)
+    if strict:
+        with pytest.raises(InvalidArgumentError.__mro__[1], match="Stale file handle"):
+            train(make, faults(model, data), model=model)
+    else:
+        with one_line("the samples could not be loaded into batches, OSError: [Errno 116] Stale file handle", caplog):
+            weights, _ = train(make, faults(model, data), model=model)
+        assert weights == expected
+    assert check_store(tmp_path / "run") == 4  # epoch 3 changed the probe's batches, epoch 4 misses them
+
+
+class Unreadable:
+    """A number that nobody can read."""
+
+    numel = 1
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text either")
+
+
+STRANGE = {
+    "nan": (torch.tensor(float("nan")), float("nan")),
+    "infinite": (torch.tensor(float("-inf")), float("-inf")),
+    "half": (torch.tensor([65504.0], dtype=torch.float16, requires_grad=True), 65504.0),
+    "large": (1e308, 1e308),
+    "flag": (torch.tensor(True), 1.0),
+    "scalar": (np.float32(0.5), 0.5),
+}
+USELESS = {
+    "too large for a float": 10**400,
+    "many": torch.zeros(1000, 1000),
+    "complex": torch.zeros((), dtype=torch.complex64),
+    "text": "0.5",
+    "nothing": None,
+    "unreadable": Unreadable(),
+}
+
+
+def test_strange_metrics_are_kept(tmp_path: Path, reference: bytes) -> None:
+    given = {name: value for name, (value, _) in STRANGE.items()}
+    weights, _ = train(recorder_at(tmp_path / "run", strict=True), metrics=lambda epoch: given)
+    assert weights == reference
+    manifest = read_manifest(tmp_path / "run")
+    for name, (_, expected) in STRANGE.items():
+        for read, count in ((manifest.step_metrics(), EPOCHS * STEPS), (manifest.epoch_metrics(), EPOCHS)):
+            np.testing.assert_array_equal(read[name][1], [expected] * count)
+    assert check_store(tmp_path / "run") == EPOCHS + 1
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_a_metric_that_cannot_be_kept_is_told_once(tmp_path: Path, reference: bytes, caplog: Caplog, name: str) -> None:
+    def metrics(epoch: int) -> dict[str, Any]:
+        return {"odd": USELESS[name]} if epoch >= 3 else {}
+
+    with one_line("odd", caplog, what="It is left out; training goes on."):
+        weights, recorder = train(recorder_at(tmp_path / "run"), metrics=metrics)
+    assert weights == reference
+    assert recorder is not None
+    assert recorder.degraded is None
+    assert check_store(tmp_path / "run") == EPOCHS + 1
+    assert "odd" not in read_manifest(tmp_path / "run").step_metrics()
 
 
 def test_data_workers_that_are_forked_while_it_records(tmp_path: Path, reference: bytes) -> None:
     weights, recorder = train(recorder_at(tmp_path / "run"), workers=2)
-    assert weights == reference
+    assert weights == train(None, workers=2)[0]
     assert recorder is not None
     assert recorder.degraded is None
     assert check_store(tmp_path / "run") == EPOCHS + 1
 
 
-def test_strict_raises_what_would_have_been_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynome_recorder.storage import bulk
-
-    monkeypatch.setattr(bulk, "compress", lambda piece: (_ for _ in ()).throw(MemoryError("no memory for zstd")))
-    with pytest.raises(MemoryError, match="no memory for zstd"):
-        train(recorder_at(tmp_path / "run", strict=True))
+# ---- processes
 
 
-LEFT = """
-import os, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from recorder.test_faults import recorder_at, make_model
-model = make_model()
-recorder = recorder_at(Path(sys.argv[1]))(model)
-recorder.__enter__()
-recorder.start()
-recorder.begin(1)
-recorder.epoch()
-if sys.argv[2] == "flushed":
-    recorder.flush()
-if sys.argv[2] != "return":
-    os._exit(7)
-"""
+class Children:
+    """Runs training processes that end in some way."""
+
+    def __init__(self) -> None:
+        script = Path(faulty_training.__file__)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=script.parent, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def live(self, folder: Path, way: str) -> tuple[int, str]:
+        """Return the exit code of a child, and what it said on standard error."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"folder": str(folder), "way": way}) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return code, (folder / "stderr").read_text()
+
+    def close(self) -> None:
+        """End the nursery."""
+        self.process.communicate()
 
 
-@pytest.mark.parametrize(("way", "complete"), [("flushed", 2), ("return", 2)])
-def test_a_process_that_leaves_without_closing(tmp_path: Path, way: str, complete: int) -> None:
-    """What was flushed survives os._exit; an interpreter that ends in order commits what waits."""
-    script = LEFT.format(tests=str(Path(__file__).parents[1]))
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run"), way], timeout=60, check=way == "return")
-    assert check_store(tmp_path / "run") == complete
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    children = Children()
+    yield children
+    children.close()
 
 
-def test_a_recording_that_was_cut_off_by_a_fault_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = RecordingWriter.commit_all
-    calls = [0]
+def steps_of_batches(run: Path) -> list[int]:
+    return [record.step for record, _ in read_manifest(run).snapshots("batches")]
 
-    def commit_all(self: RecordingWriter, moments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 4:
-            raise OSError(errno.EIO, "Input/output error")
-        return original(self, moments)
 
-    with monkeypatch.context() as patch, one_line("Input/output error"):
-        patch.setattr(RecordingWriter, "commit_all", commit_all)
-        train(recorder_at(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("way", "last"), [("SIGTERM", ""), ("SIGINT", "KeyboardInterrupt"), ("raise", "ZeroDivisionError: in the loop")]
+)
+def test_a_process_that_is_ended_in_mid_epoch(tmp_path: Path, children: Children, way: str, last: str) -> None:
+    """It ends as it would have, and everything that was handed over is committed and published."""
+    ended, said = children.live(tmp_path, way)
+    assert (said.splitlines() or [""])[-1] == last
+    assert "dynome" not in said.partition("Traceback")[0]
+    assert check_store(tmp_path / "run") == 3
+    assert steps_of_batches(tmp_path / "run") == [2, 4, 6, 8]
+    assert verify(tmp_path / "run", deep=True).clean
+    assert not (tmp_path / "weights").exists()
+    if way == "SIGINT":
+        (tmp_path / "alone").mkdir()
+        assert ended == children.live(tmp_path / "alone", "SIGINT alone")[0]
+    else:
+        assert ended == {"SIGTERM": 128 + signal.SIGTERM, "raise": 1}[way]
+
+
+@pytest.mark.parametrize(("way", "epochs"), [("flush and exit", {3}), ("exit", {0, 1, 2, 3})])
+def test_a_process_that_leaves_by_os_exit(tmp_path: Path, children: Children, way: str, epochs: set[int]) -> None:
+    """What was flushed is there; of the rest a beginning."""
+    assert children.live(tmp_path, way) == (7, "")
+    assert check_store(tmp_path / "run") in epochs
+    assert all(f.severity == "harmless" for f in verify(tmp_path / "run", deep=True).findings)
+
+
+def test_a_script_that_never_closes(tmp_path: Path, children: Children) -> None:
+    assert children.live(tmp_path, "unclosed") == (0, "")
+    assert check_store(tmp_path / "run") == 2
+    assert verify(tmp_path / "run", deep=True).clean
+
+
+@pytest.mark.parametrize(("way", "processes"), [("fork and unwind", 1), ("fork and train", 2)])
+def test_a_fork_in_mid_epoch(tmp_path: Path, children: Children, reference: bytes, way: str, processes: int) -> None:
+    """The child has a copy of the recorder, which records nothing there and leaves the recording alone."""
+    assert children.live(tmp_path, way) == (0, "")
+    assert (tmp_path / "weights").read_bytes() == processes * reference
+    assert check_store(tmp_path / "run") == EPOCHS + 1
+    assert steps_of_batches(tmp_path / "run") == list(range(2, EPOCHS * STEPS + 1, 2))
+    assert verify(tmp_path / "run", deep=True).clean
+
+
+def test_what_a_user_sees_of_a_full_disk(tmp_path: Path, children: Children, reference: bytes) -> None:
+    """On a terminal, with Python's own settings of warnings and logging."""
+    code, said = children.live(tmp_path, "full")
+    assert code == 0
+    assert (tmp_path / "weights").read_bytes() == reference
+    assert said.count("recording stopped at") == 1, said
+    assert said.count("No space left on device") == 1
+    assert check_store(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(
+    ("action", "has_log", "in_log"),
+    [("always", True, 1), ("always", False, 0), ("error", True, 1), ("error", False, 1), ("ignore", False, 0)],
+)
+def test_a_line_is_told_once_wherever_it_goes(
+    tmp_path: Path, monkeypatch: MonkeyPatch, caplog: Caplog, action: Any, has_log: bool, in_log: int
+) -> None:
+    """Where nobody set up logging, it prints to the terminal, as warnings do; who ignores warnings wants silence."""
+    monkeypatch.setattr(shield.logger, "hasHandlers", lambda: has_log)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter(action)
+        shielding = shield.Shield(tmp_path)
+        shielding.tell("key", f"{action} {has_log}")
+        shielding.tell("key", "another text")
+    assert len(told) == (action == "always")
+    assert len(caplog.records) == in_log
+    if told:
+        assert Path(told[0].filename) == Path(__file__)  # the line of the caller, not one of ours
+
+
+# ---- afterwards
+
+
+def test_a_recording_that_was_cut_off_by_a_fault_goes_on(
+    tmp_path: Path, monkeypatch: MonkeyPatch, caplog: Caplog
+) -> None:
+    with monkeypatch.context() as patch, one_line("Input/output error", caplog):
+        fault = break_from(patch, RecordingWriter, "commit_all", StorageError("RUN: Input/output error"))
+        train(recorder_at(tmp_path / "run"), fault)
     assert (tmp_path / "run" / "degraded.json").is_file()
     complete = check_store(tmp_path / "run")
     model = make_model()
