@@ -27,6 +27,11 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="dynome-worker")
         self._seconds: dict[int, float] = {}  # each thread writes its own entry
+        # All threads now, not when they are needed. Who kills the thread that commits (PyThreadState_SetAsyncExc) while
+        # that starts another hits the unborn one on CPython 3.11, and its starter would wait for it for ever.
+        started = threading.Barrier(count)
+        for future in [self._pool.submit(started.wait) for _ in range(count)]:
+            future.result()
 
     @property
     def cpu_seconds(self) -> float:
