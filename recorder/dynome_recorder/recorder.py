@@ -11,11 +11,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from dynome_recorder.description import describe_run
 from dynome_recorder.distributed import find_place, together
 from dynome_recorder.errors import FingerprintError, InvalidArgumentError, InvalidDataError
 from dynome_recorder.metrics import take_metric
-from dynome_recorder.planning import make_plan
 from dynome_recorder.schedule import check_count
 from dynome_recorder.settings import check_settings
 from dynome_recorder.shield import Blame, Shield
@@ -203,6 +201,7 @@ class Recorder:
         DynomeError
             Whatever would stop the recording, before training has begun.
         """
+        from dynome_recorder.description import describe_run
         from dynome_recorder.session import Session
 
         if self._session is not None:
@@ -459,6 +458,9 @@ class Recorder:
     # Parts
 
     def _make_plan(self, place: Place, **length: Any) -> tuple[Plan, Trace]:
+        # Late, as everything is that only a recorder in use needs: importing the package costs little.
+        from dynome_recorder.planning import make_plan
+
         settings = self._settings
         return make_plan(
             self.path,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynome_recorder.capture.batches import check_batches
-from dynome_recorder.capture.parameters import check_plain_parameters
 from dynome_recorder.capture.probe import Forward, Probe, call_model
 from dynome_recorder.capture.reductions import RecordedType, check_choice, check_reductions
 from dynome_recorder.description import check_plain
@@ -91,6 +89,9 @@ def check_settings(
     MissingExtraError
         If torch is not installed.
     """
+    from dynome_recorder.capture.batches import check_batches
+    from dynome_recorder.capture.parameters import check_plain_parameters
+
     _check_model(model)
     check_plain_parameters(model)
     if not isinstance(probe, Probe):
