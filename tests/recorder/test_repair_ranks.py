@@ -146,6 +146,30 @@ def test_several_parts_in_a_row_may_go(run):
     assert verify(run, deep=True).clean
 
 
+@pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
+@pytest.mark.parametrize("steps", [(2,), (2, 3), (0,), (6,), (2, 6)])
+def test_records_of_all_ranks_may_go(run, steps, ranks):
+    """Also those of one moment on several ranks: then nothing says that the others had any."""
+    bulk = {hashlib.sha256(f.read_bytes()).hexdigest() for f in run.rglob("c.*") if f.parent.name == "activation"}
+    for step in steps:
+        for rank in ranks:
+            record_path(run / "commits", step, rank).unlink()
+    found = verify(run)
+    assert all(finding.repairable for finding in found.findings)
+    records = {f"commits/{record_path(run, step, rank).name}" for step in steps for rank in ranks}
+    damaged = {finding.file for finding in found.findings if finding.severity == "damage"}
+    # Of two that are gone together, on all ranks, nobody knows that there were two of rank 1.
+    assert damaged == records or (len(ranks) == 2 and {name for name in records if ".r1." not in name} <= damaged)
+    assert damaged <= records
+    repaired = verify(run, deep=True, repair=True)
+    assert repaired.clean, repaired.findings
+    assert bulk <= contents(run)
+    gone = {(stream, step) for step in steps for stream in ("probe", "batches")}
+    check_holds(run, gone=GAPS | gone, lost_records=steps if 0 in ranks else ())
+    write_ranks(run, steps=STEPS + 1, first=STEPS)
+    assert verify(run, deep=True).clean
+
+
 def test_what_a_lost_part_had_written_goes_to_the_quarantine(run):
     """Its files are on no list any more, but they were committed."""
     record_path(run / "commits", 2, 1).unlink()

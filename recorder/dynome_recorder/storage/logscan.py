@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +20,7 @@ from dynome_recorder.storage.commits import (
 from dynome_recorder.storage.format import COMMITS_FOLDER, PARTIAL_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Finding", "LogScan", "problem_of", "scan_log"]
@@ -108,9 +109,6 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
             scan.missing.append(sequence)
             path = record_path(commits, sequence).relative_to(folder)
             scan.findings.append(Finding(str(path), f"record {sequence} is lost"))
-    _check_chain(folder, scan, scan.lines, scan.records, adjacent=True)
-    for rank, records in scan.parts.items():
-        _check_chain(folder, scan, scan.part_lines[rank], records, adjacent=False)
     if published is not None and published[0] in scan.records:
         record = scan.records[published[0]]
         if published[1] not in (record.checksum, record.replaces):
@@ -118,6 +116,7 @@ def scan_log(folder: Path, published: tuple[int, str] | None) -> LogScan:
             scan.findings.append(Finding(COMMITS_FOLDER, problem, repairable=False))
     published_end = 0 if published is None else published[0] + 1
     _join(folder, scan, last, whole=max(published_end, folded_end(stored[0])))
+    _check_chains(folder, scan)
     for path in commits.glob(f"*{PARTIAL_SUFFIX}"):
         scan.findings.append(Finding(str(path.relative_to(folder)), "left by an interrupted write", "harmless"))
     return scan
@@ -155,30 +154,37 @@ def _good_records(
     return kept, records
 
 
-def _check_chain(
-    folder: Path,
-    scan: LogScan,
-    lines: Mapping[int, StoredLine],
-    records: Mapping[int, CommitRecord],
-    *,
-    adjacent: bool,
-) -> None:
-    """Note where a record does not follow the one before it; of ranks above 0 only where none of theirs is lost."""
-    damaged = {path for path in scan.damaged if path in {line.path for line in lines.values()}}
-    previous: CommitRecord | None = None
-    for sequence in sorted(records):
-        record = records[sequence]
-        follows = previous is not None and (previous.sequence == sequence - 1 or not adjacent)
-        if previous is not None and follows and (adjacent or not damaged):
+def _broken_links(
+    records: Mapping[int, CommitRecord], lost: Collection[int], lines: Mapping[int, StoredLine]
+) -> Iterator[tuple[int, int, CorruptRecordingError]]:
+    """Yield where a record does not follow the one before it, though none between them is lost: both, and the error.
+
+    -1 stands for the one before the first.
+    """
+    for before, sequence in itertools.pairwise([-1, *sorted(records)]):
+        if not any(before < number < sequence for number in lost):
             try:
-                check_chain(previous, record, where=lines[sequence].path)
+                check_chain(records.get(before), records[sequence], where=lines[sequence].path)
             except CorruptRecordingError as error:
-                path = lines[sequence].path
-                # Of another rank this is a record that is gone: which one, the log of rank 0 says.
-                scan.findings.append(
-                    Finding(str(path.relative_to(folder)), problem_of(error, path), repairable=not adjacent)
-                )
-        previous = record
+                yield before, sequence, error
+
+
+def _check_chains(folder: Path, scan: LogScan) -> None:
+    """Note where a chain is broken by something else than a loss, which no repair can mend."""
+    for rank in (0, *scan.parts):
+        lines, records = (scan.part_lines[rank], scan.parts[rank]) if rank else (scan.lines, scan.records)
+        lost = [sequence for other, sequence in scan.missing_parts if other == rank] if rank else scan.missing
+        for before, sequence, error in list(_broken_links(records, lost, lines)):
+            # Where rank 0's record is lost too, nothing else says that this rank had one.
+            unknown = [number for number in scan.missing if before < number < sequence] if rank else []
+            path = record_path(folder / COMMITS_FOLDER, unknown[0], rank) if unknown else lines[sequence].path
+            if unknown:
+                scan.missing_parts.append((rank, unknown[0]))
+                problem = f"record {unknown[0]} of rank {rank} is lost"
+            else:
+                problem = problem_of(error, path)
+            scan.findings.append(Finding(str(path.relative_to(folder)), problem, repairable=bool(unknown)))
+    scan.missing_parts.sort()
 
 
 def _join(folder: Path, scan: LogScan, last: int, *, whole: int) -> None:

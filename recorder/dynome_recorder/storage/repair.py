@@ -115,7 +115,6 @@ def complete_log(folder: Path, run: Mapping[str, Json], scan: LogScan, published
         quarantine(folder, path)
         repairs.append(f"{path.relative_to(folder)}: not committed by all ranks, moved to quarantine")
     for rank, sequence in scan.missing_parts:
-        record_path(commits, sequence, rank).unlink(missing_ok=True)  # damaged, and copied to quarantine
         write_record(commits, part_gap(scan, rank, sequence))
         repairs.append(f"record {sequence} of rank {rank} is lost, and the activations of that moment with it")
     sync_folder(commits)
