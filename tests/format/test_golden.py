@@ -3,6 +3,7 @@
 A missing fixture is an error; only ``tests/format_golden.py``, called by hand, makes one.
 """
 
+import dataclasses
 import re
 import shutil
 import warnings
@@ -15,9 +16,10 @@ import xarray as xr
 from click.testing import CliRunner
 
 from dynome_recorder.cli import main
+from dynome_recorder.errors import FingerprintError
 from dynome_recorder.storage.manifest import read_manifest
 from dynome_recorder.storage.verify import verify
-from dynome_recorder.storage.writer import RecordingWriter
+from dynome_recorder.storage.writer import ArraySpec, Moment, RecordingWriter
 
 HERE = Path(__file__).parent
 STATUS = [0, 0, 2, 0]
@@ -140,6 +142,39 @@ def test_it_can_be_continued(golden, tmp_path):
         assert recording.last_complete_epoch == 65
         recording.rewind(60)
     assert verify(copy, deep=True).clean
+
+
+def test_it_can_be_continued_with_what_came_later(golden, tmp_path):
+    """The declared version stays; two ranks, and snapshots that were left out, are added by records of their own."""
+    from format_golden import DESCRIPTION
+
+    copy = shutil.copytree(golden, tmp_path / "run")
+    declared = (copy / "run.json").read_bytes()
+    with RecordingWriter.open(copy, DESCRIPTION) as recording:
+        recording.commit(Moment(epoch=66, step=132, skipped=("probe",)))
+    before = {file: file.read_bytes() for file in copy.rglob("c.*") if file.parent.name in {"activation", "weight"}}
+    values = {name: np.ones(spec.shape, spec.dtype) for name, spec in DESCRIPTION.weights.items()}
+    with (
+        RecordingWriter.open(copy, DESCRIPTION, world=2) as lead,
+        RecordingWriter.open(copy, DESCRIPTION, world=2, rank=1, first_sequence=lead.next_sequence) as other,
+    ):
+        lead.commit(Moment(epoch=67, step=134, weights=values, skipped=("probe",)))
+        other.commit(Moment(epoch=67, step=134, skipped=("probe",)))
+    assert verify(copy, deep=True).clean
+    assert (copy / "run.json").read_bytes() == declared
+    manifest = read_manifest(copy)
+    assert [record.epoch for record in manifest.live] == list(range(68))
+    assert manifest.gaps("probe") == (2, 4, 5)
+    assert len(manifest.snapshots("weights")) == 4
+    assert all(file.read_bytes() == data for file, data in before.items())
+    with xr.open_zarr(copy / "store.zarr", group="probe") as probe:
+        assert probe["status"].values.tolist() == [0, 0, 2, 0, 2, 2]
+        assert probe["epoch"].values.tolist() == [0, 1, 3, 65, 66, 67]
+    wanted = dataclasses.replace(
+        DESCRIPTION, batches={"wide": ArraySpec((2, 3), "float32", ("sample", "unit"), rows=2)}, batch_size=2
+    )
+    with pytest.raises(FingerprintError, match="batches was"):
+        RecordingWriter.open(copy, wanted)
 
 
 def test_this_version_still_writes_the_same(golden, tmp_path):

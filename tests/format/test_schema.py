@@ -6,13 +6,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from recordings import describe
+from recordings import describe, write_ranks
 
 from dynome_recorder.storage.verify import verify
 from dynome_recorder.storage.writer import RecordingWriter
 
 SCHEMAS = files("dynome_recorder") / "schemas"
 GOLDEN = Path(__file__).parent / "golden-1.0"
+RANKED = Path(__file__).parent / "golden-1.1"
 
 
 def validator(name):
@@ -23,17 +24,43 @@ def validator(name):
 
 def records(path):
     for file in sorted((path / "commits").iterdir()):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, file.read_text(encoding="utf-8").splitlines()):
             yield json.loads(line)
 
 
-def test_the_golden_recording_fits_the_schemas():
-    validator("run.json").validate(json.loads((GOLDEN / "run.json").read_text(encoding="utf-8")))
-    kinds = set()
-    for record in records(GOLDEN):
+def check(path):
+    """Hold a recording against the schemas; returns the kinds and the members of its records."""
+    validator("run.json").validate(json.loads((path / "run.json").read_text(encoding="utf-8")))
+    kinds, members = set(), set()
+    for record in records(path):
         validator("commit.json").validate(record)
         kinds.add(record["kind"])
-    assert kinds == {"moment", "rewind", "loss"}
+        members |= record.keys()
+    return kinds, members
+
+
+def described_members():
+    return json.loads((SCHEMAS / "commit.json").read_text(encoding="utf-8"))["properties"].keys()
+
+
+def test_the_golden_recordings_fit_the_schemas():
+    assert check(GOLDEN)[0] == {"moment", "rewind", "loss"}
+    kinds, members = check(RANKED)
+    assert kinds == {"moment", "part"}
+    assert {"world", "part_files", "skipped", "samples"} <= members <= described_members()
+    assert "files" not in members
+
+
+def test_repaired_recordings_of_ranks_fit_the_schemas(tmp_path):
+    path = write_ranks(tmp_path / "run", steps=70, skipped={(66, 1): ("batches",)})
+    (path / "commits/00000067.r1.json").unlink()
+    (path / "store.zarr/batches/sites/a/activation/c.69.0.0").unlink()
+    assert verify(path, repair=True).clean
+    write_ranks(path, steps=71, first=70, world=1)
+    kinds, members = check(path)
+    assert kinds == {"moment", "part", "gap", "loss"}
+    assert members <= described_members()
+    assert {"files", "part_files", "batch_health"} <= members
 
 
 def test_new_recordings_fit_the_schemas(make_recording):
@@ -87,3 +114,32 @@ def test_the_schema_of_a_record_refuses(member, value):
     record = next(records(GOLDEN))
     with pytest.raises(jsonschema.ValidationError):
         validator("commit.json").validate({**record, member: value})
+
+
+@pytest.mark.parametrize(
+    ("rank", "changes"),
+    [
+        (0, {"world": 1}),
+        (0, {"files": {"a": [1, "01234567"]}}),
+        (0, {"skipped": []}),
+        (0, {"samples": [3, 1]}),
+        (0, {"samples": [-1]}),
+        (1, {"rank": 0}),
+        (1, {"world": 2}),
+        (1, {"files": {"a": [1, "01234567"]}}),
+        (1, {"kind": "rewind"}),
+    ],
+)
+def test_the_schema_of_a_record_of_ranks_refuses(rank, changes):
+    record = next(record for record in records(RANKED) if record["rank"] == rank and "part_files" in record)
+    validator("commit.json").validate(record)
+    with pytest.raises(jsonschema.ValidationError):
+        validator("commit.json").validate({**record, **changes})
+
+
+def test_the_schema_of_a_run_needs_what_belongs_together():
+    document = json.loads((RANKED / "run.json").read_text(encoding="utf-8"))
+    for member in ("samples", "batch_size", "batches"):
+        fingerprint = {name: value for name, value in document["fingerprint"].items() if name != member}
+        with pytest.raises(jsonschema.ValidationError):
+            validator("run.json").validate({**document, "fingerprint": fingerprint})

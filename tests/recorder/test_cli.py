@@ -8,7 +8,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from recordings import describe
+from recordings import describe, write_ranks
 
 from dynome_recorder import cli, console
 from dynome_recorder.cli import main
@@ -49,6 +49,21 @@ def test_info_as_json_is_one_object(make_recording):
     assert document["model"]["parameter_count"] == 12 * 10 + 12 + 8 * 12 + 8 + 4 * 8 + 4
     stored = sum(f.stat().st_size for f in path.rglob("c.*") if f.parent.name in {"activation", "weight"})
     assert document["size"]["stored_bytes"] == stored
+
+
+def test_info_tells_batches_what_was_left_out_and_processes(tmp_path):
+    path = write_ranks(tmp_path / "run", steps=5, skipped={(3, 1): ("batches",)})
+    result = call("info", path)
+    assert result.exit_code == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    for text in ("batches: 4 committed, 1 skipped", "probe: 3 committed;", "processes 2", "tokens (gradients)"):
+        assert text in shown, shown
+    document = json.loads(call("info", path, "--json").stdout)
+    assert document["skipped"]["batches"] == 1
+    assert document["snapshots"]["batches"] == {"committed": 4, "superseded": 0, "lost": 0}
+    assert document["ranks"] == [2]
+    single = call("info", write_ranks(tmp_path / "one", steps=2, parts=1, world=1))
+    assert "processes" not in single.stdout
 
 
 def test_info_of_empty_and_of_running_recordings(tmp_path):
