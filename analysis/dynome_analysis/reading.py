@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynome_recorder.storage.commits import CommitRecord
     from dynome_recorder.storage.manifest import Manifest
+    from dynome_recorder.storage.records import CommitRecord
     from dynome_recorder.storage.store import CommittedArray
 
 __all__ = ["JointArray", "SnapshotReader", "decode", "decoded_dtype", "distinct_snapshots"]

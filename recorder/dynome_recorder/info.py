@@ -8,10 +8,10 @@ from typing import Any
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.storage.commits import COMMITTED, SUPERSEDED
 from dynome_recorder.storage.format import ANALYSIS_FOLDER, read_sealed
 from dynome_recorder.storage.manifest import Manifest, read_manifest
 from dynome_recorder.storage.publish import stream_of
+from dynome_recorder.storage.records import COMMITTED, SUPERSEDED
 from dynome_recorder.storage.run import streams
 from dynome_recorder.storage.verify import is_in_progress
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynome_recorder.metrics import Value
     from dynome_recorder.plan import Plan
     from dynome_recorder.settings import Settings
-    from dynome_recorder.storage.commits import CommitRecord
+    from dynome_recorder.storage.records import CommitRecord
     from dynome_recorder.storage.run import RunDescription
 
 logger = logging.getLogger(__name__)

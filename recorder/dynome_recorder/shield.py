@@ -55,7 +55,7 @@ class Shield:
     def stop_recording(self, error: Exception, blame: Blame) -> None:
         """Mark the run degraded and say so in one line; called while the error is handled."""
         logger.debug("recording failed", exc_info=True)
-        self.degraded = f"{blame.doing}: {_one_line(error)}"
+        self.degraded = f"{blame.doing}: {_one_line(error).removeprefix(f'{self.path}: ')}"
         self._leave_note(blame.epoch, blame.step)
         self.tell(
             "degraded",

@@ -19,7 +19,7 @@ from dynome_recorder.storage.verify import is_in_progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynome_recorder.storage.commits import CommitRecord
+    from dynome_recorder.storage.records import CommitRecord
 
 __all__ = ["event_line", "tail"]
 

@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    GENESIS,
-    SEGMENT_LENGTH,
-    CommitRecord,
-    fold_segments,
-    read_log,
-    replay_log,
-    write_record,
-)
+from dynome_recorder.storage.commits import SEGMENT_LENGTH, fold_segments, read_log, write_record
+from dynome_recorder.storage.records import GENESIS, CommitRecord, replay_log
 
 
 def write_log(folder, length, **members):

@@ -528,6 +528,7 @@ def test_what_a_user_sees_of_a_full_disk(tmp_path: Path, children: Children, ref
     assert (tmp_path / "weights").read_bytes() == reference
     assert said.count("recording stopped at") == 1, said
     assert said.count("No space left on device") == 1
+    assert said.count(str(tmp_path)) == 1
     assert check_store(tmp_path / "run") == 3
 
 

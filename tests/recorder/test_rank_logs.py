@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 
 from dynome_recorder.errors import CorruptRecordingError
 from dynome_recorder.storage import commits, following
-from dynome_recorder.storage.commits import (
-    GENESIS,
-    CommitRecord,
-    chain_link,
-    fold_segments,
-    join_parts,
-    read_log,
-    replay_log,
-    uncommitted_records,
-    write_record,
-)
+from dynome_recorder.storage.commits import fold_segments, read_log, uncommitted_records, write_record
 from dynome_recorder.storage.following import LogFollower
 from dynome_recorder.storage.logscan import scan_log
+from dynome_recorder.storage.records import GENESIS, CommitRecord, chain_link, join_parts, replay_log
 from dynome_recorder.storage.views import Views, build_views
 
 STREAMS = ("probe", "weights", "batches")
@@ -219,6 +210,18 @@ def test_a_lost_segment_of_another_rank_is_damage_also_where_nothing_was_publish
     scan = scan_log(tmp_path, None)
     assert scan.missing_parts == [(1, sequence) for sequence in range(64)]
     assert scan.length == 64  # behind the segment it may be a ragged end
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_folding_deletes_only_what_the_segment_holds(tmp_path, rank):
+    folder = tmp_path / "commits"
+    chains = two_ranks(folder, 64)
+    fold_segments(folder, length=64, rank=rank)
+    stray = write_record(folder, replace(chains[rank][5], step=9))
+    same = write_record(folder, chains[rank][6])
+    fold_segments(folder, length=64, rank=rank)
+    assert commits.record_path(folder, stray.sequence, rank).is_file()
+    assert not commits.record_path(folder, same.sequence, rank).exists()
 
 
 @pytest.mark.parametrize("change", [{"epoch": 7}, {"step": 7}])

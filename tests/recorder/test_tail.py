@@ -18,16 +18,10 @@ from recordings import describe, moments
 from dynome_recorder.cli import main
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError, RecordingNotFoundError
 from dynome_recorder.shield import DEGRADED_FILE
-from dynome_recorder.storage.commits import (
-    SEGMENT_LENGTH,
-    CommitRecord,
-    chain_link,
-    fold_segments,
-    read_log,
-    write_record,
-)
+from dynome_recorder.storage.commits import SEGMENT_LENGTH, fold_segments, read_log, write_record
 from dynome_recorder.storage.following import LogFollower
 from dynome_recorder.storage.format import seal
+from dynome_recorder.storage.records import CommitRecord, chain_link
 from dynome_recorder.storage.writer import Moment, RecordingWriter
 from dynome_recorder.tail import event_line, tail
 

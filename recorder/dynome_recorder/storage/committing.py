@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dynome_recorder.storage.bulk import BulkFiles
-from dynome_recorder.storage.commits import CommitRecord, StagedRecord, chain_link, record_is_absent, stage_record
+from dynome_recorder.storage.commits import StagedRecord, record_is_absent, stage_record
 from dynome_recorder.storage.files import sync_folder
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER
 from dynome_recorder.storage.publish import stream_of
+from dynome_recorder.storage.records import CommitRecord, chain_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

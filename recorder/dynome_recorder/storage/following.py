@@ -9,16 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    SEGMENT_LENGTH,
-    CommitRecord,
-    check_chain,
-    join_parts,
-    read_log,
-    record_path,
-    segment_path,
-)
+from dynome_recorder.storage.commits import SEGMENT_LENGTH, read_log, record_path, segment_path
 from dynome_recorder.storage.format import COMMITS_FOLDER
+from dynome_recorder.storage.records import CommitRecord, check_chain, join_parts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    COMMITTED,
-    CommitRecord,
-    LogState,
-    replay_log,
-)
 from dynome_recorder.storage.files import check_file
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json
 from dynome_recorder.storage.layout import check_node
 from dynome_recorder.storage.logscan import Finding, problem_of, scan_log
 from dynome_recorder.storage.manifest import check_fit
 from dynome_recorder.storage.publish import node_documents, read_published
+from dynome_recorder.storage.records import COMMITTED, CommitRecord, LogState, replay_log
 from dynome_recorder.storage.run import layouts, read_run, streams
 from dynome_recorder.storage.sweep import find_orphans, find_stale_views
 from dynome_recorder.storage.views import Views, build_views

@@ -18,19 +18,12 @@ from dynome_recorder.errors import (
     RecordingLockedError,
     StorageError,
 )
-from dynome_recorder.storage.commits import (
-    CommitRecord,
-    LogState,
-    fold_segments,
-    last_part,
-    replay_log,
-    sweep_partial,
-    uncommitted_records,
-)
+from dynome_recorder.storage.commits import fold_segments, last_part, sweep_partial, uncommitted_records
 from dynome_recorder.storage.files import sync_folder
 from dynome_recorder.storage.format import COMMITS_FOLDER, LOCK_FILE, PARTIAL_SUFFIX, RUN_FILE, STORE_FOLDER, Json
 from dynome_recorder.storage.manifest import Manifest, committed_state
 from dynome_recorder.storage.publish import check_published, read_published
+from dynome_recorder.storage.records import CommitRecord, LogState, replay_log
 from dynome_recorder.storage.run import check_fingerprint, layouts, read_run
 from dynome_recorder.storage.sweep import quarantine, sweep_orphans
 

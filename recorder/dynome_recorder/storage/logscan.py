@@ -7,17 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    CommitRecord,
-    StoredLine,
-    check_chain,
-    folded_end,
-    join_parts,
-    record_path,
-    stored_lines,
-    uncommitted_records,
-)
+from dynome_recorder.storage.commits import StoredLine, folded_end, record_path, stored_lines, uncommitted_records
 from dynome_recorder.storage.format import COMMITS_FOLDER, PARTIAL_SUFFIX
+from dynome_recorder.storage.records import CommitRecord, check_chain, join_parts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
-from dynome_recorder.storage.commits import COMMITTED, GAP, CommitRecord, LogState, read_log, replay_log
+from dynome_recorder.storage.commits import read_log
 from dynome_recorder.storage.files import check_file
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, decode_number
 from dynome_recorder.storage.publish import check_published, read_published, stream_of
+from dynome_recorder.storage.records import COMMITTED, GAP, CommitRecord, LogState, replay_log
 from dynome_recorder.storage.run import layouts, parts, read_run
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dynome_recorder.storage.commits import CommitRecord, LogState
+    from dynome_recorder.storage.records import CommitRecord, LogState
     from dynome_recorder.storage.views import Views
 
 __all__ = ["Publisher", "check_published", "node_documents", "read_published"]

@@ -10,14 +10,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    SEGMENT_LENGTH,
-    CommitRecord,
-    join_parts,
-    record_exists,
-    record_path,
-    segment_path,
-)
+from dynome_recorder.storage.commits import SEGMENT_LENGTH, record_exists, record_path, segment_path
+from dynome_recorder.storage.records import CommitRecord, join_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynome_recorder.errors import CorruptRecordingError
-from dynome_recorder.storage.commits import (
-    CommitRecord,
-    LogState,
-    chain_link,
-    fold_segments,
-    record_path,
-    replay_log,
-    sweep_partial,
-    uncommitted_records,
-    write_record,
-)
+from dynome_recorder.storage.commits import fold_segments, record_path, sweep_partial, uncommitted_records, write_record
 from dynome_recorder.storage.files import sync_folder, write_atomically
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
 from dynome_recorder.storage.inspection import Verification, inspect
@@ -30,6 +20,7 @@ from dynome_recorder.storage.lifecycle import acquire_lock, others_gone, storage
 from dynome_recorder.storage.logscan import LogScan, scan_log
 from dynome_recorder.storage.manifest import committed_state
 from dynome_recorder.storage.publish import Publisher, read_published, stream_of
+from dynome_recorder.storage.records import CommitRecord, LogState, chain_link, replay_log
 from dynome_recorder.storage.run import layouts, read_run
 from dynome_recorder.storage.sweep import find_stale_views, quarantine, sweep_orphans
 from dynome_recorder.storage.views import build_views

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dynome_recorder.storage.commits import SEGMENT_LENGTH, CommitRecord, LogState, fold_segments
+from dynome_recorder.storage.commits import SEGMENT_LENGTH, fold_segments
 from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, STREAMS, Json
 from dynome_recorder.storage.publish import Publisher
 from dynome_recorder.storage.ranks import folded_length
@@ -21,6 +21,8 @@ from dynome_recorder.storage.views import build_views
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from dynome_recorder.storage.records import CommitRecord, LogState
 
 __all__ = ["Showing"]
 

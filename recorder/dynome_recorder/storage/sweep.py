@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dynome_recorder.storage.commits import LogState
+    from dynome_recorder.storage.records import LogState
     from dynome_recorder.storage.views import Views
 
 __all__ = ["find_orphans", "find_stale_views", "quarantine", "sweep_orphans"]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynome_recorder.storage.commits import COMMITTED, GAP, SUPERSEDED, CommitRecord, LogState
 from dynome_recorder.storage.format import Json, decode_number, encode_component
 from dynome_recorder.storage.layout import ViewLayout
+from dynome_recorder.storage.records import COMMITTED, GAP, SUPERSEDED, CommitRecord, LogState
 from dynome_recorder.storage.run import parts, streams
 
 if TYPE_CHECKING:

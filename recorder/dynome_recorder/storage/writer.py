@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from dynome_recorder.errors import InvalidArgumentError, StorageError
-from dynome_recorder.storage.commits import CommitRecord, chain_link, record_is_absent, replay_log, write_record
+from dynome_recorder.storage.commits import record_is_absent, write_record
 from dynome_recorder.storage.committing import Commit
 from dynome_recorder.storage.files import sync_folder, write_atomically
 from dynome_recorder.storage.format import COMMITS_FOLDER, RUN_FILE, STREAMS, seal
@@ -25,6 +25,7 @@ from dynome_recorder.storage.lifecycle import Opened, join, start_or_resume, sto
 from dynome_recorder.storage.manifest import committed_state
 from dynome_recorder.storage.moment import CheckedMoment, Moment, MomentCheck
 from dynome_recorder.storage.ranks import AwaitedRanks
+from dynome_recorder.storage.records import CommitRecord, chain_link, replay_log
 from dynome_recorder.storage.run import RunDescription, layouts, normalised, run_document
 from dynome_recorder.storage.showing import Showing
 from dynome_recorder.storage.workers import Workers
