@@ -1,7 +1,6 @@
 """The writer thread: order, waiting, and every way in which it, its caller or the process can end."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed_threads import raise_in, untraced
 from recordings import describe, moments
 
 from dynome_recorder import background
@@ -101,11 +101,6 @@ def in_thread(function, *args, **kwargs):
     if error is not None:
         raise error
     return result
-
-
-def kill(thread, kind=SystemExit):
-    """Raise in another thread, wherever its bytecode is."""
-    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(kind)) == 1
 
 
 @pytest.fixture
@@ -305,6 +300,7 @@ def test_a_release_that_fails_harms_nobody(fake, ledger, caplog):
 
 @pytest.mark.parametrize("doing", ["waiting", "committing"])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError])
+@untraced()
 def test_a_killed_thread_is_noticed(fake, ledger, doing, kind):
     woken = []
     writer = BackgroundWriter(fake, on_stop=lambda: woken.append(1))
@@ -313,9 +309,9 @@ def test_a_killed_thread_is_noticed(fake, ledger, doing, kind):
         for epoch in range(3):
             writer.submit(ledger.pending(epoch))
         fake.entered.wait(PATIENCE)
-        kill(writer._thread, kind)
+        raise_in(writer._thread, kind)
     else:
-        kill(writer._thread, kind)
+        raise_in(writer._thread, kind)
         writer.submit(ledger.pending(0))  # it waits in C, so only this lets the exception arrive
     with pytest.raises((StorageError, MemoryError)) as caught:
         in_thread(writer.drain, PATIENCE)
@@ -491,6 +487,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(EVENTS)
+@untraced()
 def test_no_order_of_failures_hangs_or_leaks(events):
     """Whatever happens in whatever order: every call returns, every buffer comes back once, the writer closes once."""
     fake, ledger, woken = FakeWriter(), Ledger(), []
@@ -512,7 +509,7 @@ def test_no_order_of_failures_hangs_or_leaks(events):
             count += 1
         elif event == "kill":
             if writer._thread.is_alive():
-                kill(writer._thread)
+                raise_in(writer._thread)
         elif event == "slow":
             fake.gate.clear()
             threading.Timer(0.02, fake.gate.set).start()

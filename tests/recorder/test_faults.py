@@ -7,7 +7,6 @@ recorder.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -36,6 +35,7 @@ from faulty_training import (
     small_disk,
     train,
 )
+from killed_threads import raise_in, untraced
 from torch import nn
 
 from dynome_recorder import Probe, Recorder, shield
@@ -219,10 +219,11 @@ def end_threads(prefix: str) -> None:
     """Raise SystemExit in the threads of that name, at whatever they execute next."""
     for thread in threading.enumerate():
         if thread.name.startswith(prefix):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+            raise_in(thread)
 
 
 @pytest.mark.parametrize("buffer_bytes", [2**28, 1])
+@untraced()
 def test_a_writer_thread_that_is_killed(tmp_path: Path, reference: bytes, caplog: Caplog, buffer_bytes: int) -> None:
     """With the smallest buffers the training thread waits for the dead one at every snapshot."""
 
