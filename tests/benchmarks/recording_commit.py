@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 NOTE = """\
 The writer alone, in the calling thread: two sites, from arrays in memory to a commit that survives a crash. ReLU: half
-of the values are zero. The bare write is the same bytes in one file, then fsync, without a checksum."""
+of the values are zero. The bare write is the same bytes in one file, then fsync, without a checksum. Every arm writes
+files of new names, as whoever keeps every snapshot does; writing over a file that is there takes half as long."""
 SAMPLES = 1000
 MEBIBYTES = (0.1, 1.0, 8.0, 32.0)
 SITES = ("hidden1", "hidden2")
@@ -37,7 +38,8 @@ def values(kind: str, samples: int, units: int) -> NDArray[np.float32]:
 
 
 def save_all(folder: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
-    """Write each array durably."""
+    """Write each array durably, to a new folder."""
+    folder.mkdir()
     for name, array in arrays.items():
         save_durably(folder / f"{name}.npy", array)
 
@@ -55,14 +57,14 @@ def measure(kind: str, folder: Path, *, samples: int, units: int, seconds: float
     """Commit two sites over and over."""
     arrays = {site: values(kind, samples, units) for site in SITES}
     size = sum(array.nbytes for array in arrays.values())
-    epochs = itertools.count()
+    epochs, folders, files = itertools.count(), itertools.count(), itertools.count()
     description = describe(dict.fromkeys(arrays, units), samples=samples, weights=False)
     with RecordingWriter.open(folder / "recording", description) as writer:
         found = interleaved(
             {
                 "ours": lambda: writer.commit(Moment(epoch=next(epochs), step=0, probe=arrays)),
-                "np.save, fsync, crc32c": lambda: save_all(folder, arrays),
-                "a bare write, fsync": lambda: write_bare(folder / "bare", arrays),
+                "np.save, fsync, crc32c": lambda: save_all(folder / f"saved-{next(folders)}", arrays),
+                "a bare write, fsync": lambda: write_bare(folder / f"bare-{next(files)}", arrays),
             },
             seconds=seconds,
         )
