@@ -39,6 +39,7 @@ from killed_threads import raise_in, untraced
 from torch import nn
 
 from dynome_recorder import Probe, Recorder, shield
+from dynome_recorder.background import _Call
 from dynome_recorder.capture.reductions import SiteLayout
 from dynome_recorder.capture.transfer import SlotPool
 from dynome_recorder.errors import InvalidArgumentError, StorageError
@@ -215,24 +216,21 @@ def test_a_clock_that_jumps_back(tmp_path: Path, reference: bytes, monkeypatch: 
 # ---- threads and memory
 
 
-def end_threads(prefix: str) -> None:
-    """Raise SystemExit in the threads of that name, at whatever they execute next."""
-    for thread in threading.enumerate():
-        if thread.name.startswith(prefix):
-            raise_in(thread)
-
-
 @pytest.mark.parametrize("buffer_bytes", [2**28, 1])
 @untraced()
 def test_a_writer_thread_that_is_killed(tmp_path: Path, reference: bytes, caplog: Caplog, buffer_bytes: int) -> None:
     """With the smallest buffers the training thread waits for the dead one at every snapshot."""
+    recorders: list[Recorder] = []
 
     def fault(epoch: int, step: int) -> None:
         if (epoch, step) == (3, 1):
-            end_threads("dynome-writer")
+            session = recorders[0]._session
+            assert session is not None
+            raise_in(session.background._thread)
+            session.background._queue.put(_Call(lambda: None))  # where it waits in C, nothing arrives
 
     with one_line("the thread that writes was ended by SystemExit", caplog):
-        weights, _ = train(recorder_at(tmp_path / "run", buffer_bytes=buffer_bytes), fault)
+        weights, _ = train(kept(recorders, recorder_at(tmp_path / "run", buffer_bytes=buffer_bytes)), fault)
     assert weights == reference
     assert check_store(tmp_path / "run") <= EPOCHS
 
