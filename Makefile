@@ -51,9 +51,10 @@ test-full: .venv/.development coverage  ## The suite, the kill and fuzz campaign
 test-modern: .venv-modern/.development  ## The suite with the newest numpy and scikit-learn, without giotto-tda.
 	$(PYTEST_ENVIRONMENT) .venv-modern/bin/pytest $(SIDE_BY_SIDE) -m "not full" $(ARGS)
 
-coverage: .venv/.development  ## The suite without numba's JIT, so that kernels count; at least 90 % of the lines of each package.
+coverage: .venv/.development  ## The suite, and that of the kernels without numba's JIT, so that they count; at least 90 % of each package.
 	@rm -f .coverage .coverage.*
-	$(PYTEST_ENVIRONMENT) NUMBA_DISABLE_JIT=1 .venv/bin/pytest $(SIDE_BY_SIDE) -m "not full" --cov --cov-report= $(ARGS)
+	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report= $(ARGS)"
+	$(PYTEST_ENVIRONMENT) NUMBA_DISABLE_JIT=1 .venv/bin/pytest $(SIDE_BY_SIDE) -m "not full" --cov --cov-append --cov-report= tests/analysis
 	.venv/bin/coverage report --include='recorder/*' --fail-under=90
 	.venv/bin/coverage report --include='analysis/*' --fail-under=90
 
