@@ -26,33 +26,49 @@ _CHUNK = 1024
 Value: TypeAlias = "float | torch.Tensor"
 
 
-def take_metric(name: str, value: Any, *, known: set[str]) -> Value:
-    """Return a metric as it waits for the commit: a float, or a one-element tensor of our own on its device.
+def take_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, InvalidArgumentError]]:
+    """Return the metrics of an epoch as they wait for the commit, and why others cannot be recorded."""
+    taken: dict[str, Value] = {}
+    refused: dict[str, InvalidArgumentError] = {}
+    for name, value in metrics.items():
+        try:
+            check_name(name)
+            taken[name] = take_value(name, value)
+        except InvalidArgumentError as error:
+            refused[name] = error
+    return taken, refused
 
-    Parameters
-    ----------
-    known
-        Names that were found good before; a good one is added.
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgumentError where a metric cannot be stored under its name."""
+    if name in RESERVED_NAMES:
+        raise InvalidArgumentError(f"metrics: {name!r} is the recording's own counter; choose another name.")
+    encode_component(name)
+
+
+def take_value(name: str, value: Any) -> Value:
+    """Return a metric as it waits for the commit: a float, or a one-element tensor of our own on its device.
 
     Raises
     ------
     InvalidArgumentError
-        If the value is no single real number or the name is reserved.
+        If the value is no single real number.
     """
-    if name not in known:
-        if name in RESERVED_NAMES:
-            raise InvalidArgumentError(f"metrics: {name!r} is the recording's own counter; choose another name.")
-        encode_component(name)  # raises where the name can be no array's
-        known.add(name)
     try:
-        if isinstance(value, (float, int, numbers.Real, np.bool_)):
+        # What nearly every step gives comes first: each look at a value costs a microsecond between steps of training.
+        if isinstance(value, float):
             return float(value)
-        if hasattr(value, "detach") and value.numel() == 1 and not value.is_complex():
-            if value.device.type == "cpu":
-                return float(value.item())  # nobody to wait for, and a tenth of the cost of a copy
-            kept: torch.Tensor = value.detach().reshape(()).clone()
-            return kept
-        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
+        if getattr(value, "is_cpu", False):
+            number = value.item() if value.numel() == 1 else None  # nobody to wait for, a tenth of the cost of a copy
+            if isinstance(number, (float, int)):
+                return float(number)
+        elif hasattr(value, "detach"):
+            if value.numel() == 1 and not value.is_complex():
+                kept: torch.Tensor = value.detach().reshape(()).clone()
+                return kept
+        elif isinstance(value, (numbers.Real, np.bool_)):
+            return float(value)
+        elif isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
             return float(value.reshape(()))
     except Exception as error:
         raise InvalidArgumentError(f"metrics: {name!r} cannot be read ({' '.join(str(error).split())}).") from error
@@ -76,11 +92,24 @@ class StepMetrics:
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
 
-    def add(self, step: int, name: str, value: Value) -> None:
-        """Append one value of one metric."""
-        if name not in self._series:
-            self._series[name] = _Series()
-        self._series[name].add(step, value)
+    def add(self, step: int, metrics: Mapping[str, Any]) -> dict[str, InvalidArgumentError]:
+        """Append one value of each of some metrics; returns why others cannot be recorded."""
+        refused: dict[str, InvalidArgumentError] = {}
+        for name, value in metrics.items():
+            series = self._series.get(name)
+            try:
+                taken = take_value(name, value)
+                if series is None:
+                    check_name(name)
+                    series = self._series[name] = _Series()
+            except InvalidArgumentError as error:
+                refused[name] = error
+                continue
+            series.steps.append(step)
+            series.pending.append(taken)
+            if len(series.pending) == _CHUNK:
+                series.pack()
+        return refused
 
     def drain(self) -> dict[str, tuple[list[int], list[float]]]:
         """Return per metric its steps and values, and forget them. Cost: one transfer per metric and 1024 steps."""
@@ -91,19 +120,16 @@ class StepMetrics:
 class _Series:
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.pending: list[Value] = []
         self._chunks: list[Any] = []
-        self._pending: list[Value] = []
 
-    def add(self, step: int, value: Value) -> None:
-        self.steps.append(step)
-        self._pending.append(value)
-        if len(self._pending) == _CHUNK:
-            # One tensor instead of a thousand: small allocations of a device are rounded up to 512 bytes each.
-            self._chunks.append(_pack(self._pending))
-            self._pending = []
+    def pack(self) -> None:
+        # One tensor instead of a thousand: small allocations of a device are rounded up to 512 bytes each.
+        self._chunks.append(_pack(self.pending))
+        self.pending = []
 
     def values(self) -> list[float]:
-        return [value for chunk in (*self._chunks, _pack(self._pending)) for value in _unpack(chunk)]
+        return [value for chunk in (*self._chunks, _pack(self.pending)) for value in _unpack(chunk)]
 
 
 def _pack(values: list[Value]) -> list[Value] | torch.Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynome_recorder.distributed import find_place, together
 from dynome_recorder.errors import FingerprintError, InvalidArgumentError, InvalidDataError
-from dynome_recorder.metrics import take_metric
+from dynome_recorder.metrics import take_metrics
 from dynome_recorder.schedule import check_count
 from dynome_recorder.settings import check_settings
 from dynome_recorder.shield import Blame, Shield
@@ -168,7 +168,6 @@ class Recorder:
         self._epoch: int | None = None  # the epoch under way, between its begin and its commit
         self._training = False  # from the first epoch on, misplaced calls are told and ignored
         self._stepped = False
-        self._known_metrics: set[str] = set()
 
     # Before training
 
@@ -374,17 +373,20 @@ class Recorder:
         if self._epoch is None or session is None:
             self._misplaced("step()", "belongs in the loop `for epoch in recorder.epochs(n):`")
             return
-        if self.degraded is not None:
+        if self._shield.degraded is not None:
             session.step += 1
             return
-        # The first recorded batch is the canary of the stream: a site that cannot be recorded is told as an error.
-        first, self._stepped = not self._stepped, True
-        started = time.perf_counter()
         # No context manager here: what every step pays is counted in microseconds.
+        started = time.perf_counter()
         try:
-            session.end_step(self._usable(metrics), sample_ids)
+            refused = session.end_step(metrics, sample_ids)
+            if refused:
+                self._leave_out(refused)
+            self._stepped = True
         except Exception as error:
-            self._stop_recording(error, f"step {session.step}", session, raising=(InvalidDataError,) if first else ())
+            # The first recorded batch is the canary of the stream: a site that cannot be recorded is told as an error.
+            raising = () if self._stepped else (InvalidDataError,)
+            self._stop_recording(error, f"step {session.step}", session, raising=raising)
         finally:
             session.blocked_seconds += time.perf_counter() - started
 
@@ -398,7 +400,9 @@ class Recorder:
         if self.degraded is not None:
             return
         with self._guard(f"epoch {session.completed}", session):
-            session.commit(complete=True, metrics=self._usable(metrics))
+            taken, refused = take_metrics(metrics)
+            self._leave_out(refused)
+            session.commit(complete=True, metrics=taken)
 
     def note(self, **metrics: Any) -> None:
         """Add metrics to the step noted last, for loops that know them only later."""
@@ -407,7 +411,7 @@ class Recorder:
             self._misplaced("note()", "belongs behind a step()")
         elif self.degraded is None:
             with self._guard(f"step {session.step}", session):
-                session.note(self._usable(metrics))
+                self._leave_out(session.note(metrics))
 
     def mark(self) -> None:
         """Make this step one at which training can go on, and wait until it is on disk: call it with a checkpoint.
@@ -508,17 +512,12 @@ class Recorder:
             )
         return self._session
 
-    def _usable(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the metrics that can be recorded; what cannot is told once per name and left out."""
-        usable = {}
-        for name, value in metrics.items():
-            try:
-                usable[name] = take_metric(name, value, known=self._known_metrics)
-            except Exception as error:
-                if self._settings.strict:
-                    raise
-                self._shield.tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
-        return usable
+    def _leave_out(self, refused: Mapping[str, InvalidArgumentError]) -> None:
+        """Tell once per name why a metric is not recorded."""
+        for name, error in refused.items():
+            if self._settings.strict:
+                raise error
+            self._shield.tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
 
     def _misplaced(self, call: str, where: str) -> None:
         text = f"{self.path}: {call} {where}."

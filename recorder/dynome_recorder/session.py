@@ -230,24 +230,26 @@ class Session:
 
     # Training
 
-    def end_step(self, metrics: Mapping[str, Value], sample_ids: Any) -> None:
-        """Note that one optimizer step is done; record what is due and make ready for the next."""
-        self.step += 1
-        self.note(metrics)
-        self.check()
-        self.taker.end_batch(sample_ids)
-        taker = self.taker
-        if taker.has_batch or (
-            taker.counting_steps and taker.due(epoch=self.completed, step=self.step, complete=False)
-        ):
-            self.commit(complete=False, metrics={})
-        self.taker.expect_batch(self.step + 1)
+    def end_step(self, metrics: Mapping[str, Any], sample_ids: Any) -> Mapping[str, InvalidArgumentError]:
+        """Note that one optimizer step is done; record what is due and make ready for the next.
 
-    def note(self, metrics: Mapping[str, Value]) -> None:
-        """Keep metrics of the step noted last; rank 0 keeps the metrics of all."""
-        if self.place.leads:
-            for name, value in metrics.items():
-                self.metrics.add(self.step, name, value)
+        Returns why metrics cannot be recorded, by name.
+        """
+        self.step += 1
+        refused = self.metrics.add(self.step, metrics)
+        error, taker = self.background.error, self.taker
+        if error is not None:
+            raise error
+        if taker.counts_steps:
+            taker.end_batch(sample_ids)
+            if taker.has_batch or taker.due(epoch=self.completed, step=self.step, complete=False):
+                self.commit(complete=False, metrics={})
+            taker.expect_batch(self.step + 1)
+        return refused
+
+    def note(self, metrics: Mapping[str, Any]) -> Mapping[str, InvalidArgumentError]:
+        """Keep metrics of the step noted last; returns why some cannot be recorded."""
+        return self.metrics.add(self.step, metrics)
 
     def commit(
         self,
@@ -282,7 +284,9 @@ class Session:
             due=due,
         )
         steps, self.metrics = self.metrics, StepMetrics()
-        self.background.submit(taken.pending(steps, metrics if self.place.leads else {}))
+        if not self.place.leads:  # rank 0 keeps the metrics of all
+            steps, metrics = StepMetrics(), {}
+        self.background.submit(taken.pending(steps, metrics))
         if complete:
             self.last_complete_epoch = self.completed
 
@@ -293,11 +297,6 @@ class Session:
             return None
         doing = f"epoch {failed.epoch}" if failed.epoch_complete else f"step {failed.step}"
         return Blame(doing, failed.epoch, failed.step)
-
-    def check(self) -> None:
-        """Raise what stopped the writer thread, if anything did."""
-        if self.background.error is not None:
-            raise self.background.error
 
     # Ending
 

@@ -69,9 +69,7 @@ class MomentTaker:
             )
         self.thinning = {stream: Thinning() for stream in settings.schedules}
         # Most schedules count epochs: a step then asks nothing.
-        self.counting_steps = any(
-            schedule.counts_steps for stream, schedule in settings.schedules.items() if stream != "batches"
-        )
+        self.counts_steps = any(schedule.counts_steps for schedule in settings.schedules.values())
         self.snapshots: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self._batch: Batch | None = None

@@ -30,7 +30,7 @@ from dynome_recorder import (
 )
 from dynome_recorder.capture.parameters import hash_parameters
 from dynome_recorder.description import describe_optimizer
-from dynome_recorder.metrics import StepMetrics, take_metric
+from dynome_recorder.metrics import StepMetrics
 from dynome_recorder.shield import DEGRADED_FILE
 from dynome_recorder.storage.format import read_sealed
 from dynome_recorder.storage.manifest import read_manifest
@@ -146,6 +146,10 @@ class OnDevice(torch.Tensor):
     def device(self) -> torch.device:
         return torch.device("cuda", 0)
 
+    @property
+    def is_cpu(self) -> bool:
+        return False
+
     def _read(name: str) -> typing.Any:
         def read(self: torch.Tensor, *arguments: typing.Any, **named: typing.Any) -> typing.Any:
             if threading.current_thread() is threading.main_thread():
@@ -177,7 +181,7 @@ def test_mixed_kinds_of_numbers_are_kept_in_order() -> None:
     metrics = StepMetrics()
     given = [1, 2.5, torch.tensor(3), torch.tensor([4.0], dtype=torch.float64), np.float32(5), np.array(6), True]
     for step, value in enumerate(given, start=1):
-        metrics.add(step, "m", take_metric("m", value, known=set()))
+        assert metrics.add(step, {"m": value}) == {}
     assert metrics.drain() == {"m": (list(range(1, 8)), [1.0, 2.5, 3.0, 4.0, 5.0, 6.0, 1.0])}
     assert metrics.drain() == {}
 
