@@ -152,8 +152,8 @@ def test_overhead_between_probes(tmp_path: Path) -> None:
 
 
 def test_overhead_of_epochs(tmp_path: Path) -> None:
-    row = overhead.epoch_cost(MODEL, tmp_path, rounds=2, run=2, images=1280)
-    assert float(str(row.values["writer's CPU per epoch, ms"])) > 0
+    row = overhead.epoch_cost(MODEL, tmp_path, rounds=2, images=1280)
+    assert float(str(row.values["writer's CPU per epoch, ms"]).split()[0]) > 0
 
 
 def test_overhead_of_batches(tmp_path: Path) -> None:

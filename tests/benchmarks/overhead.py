@@ -1,8 +1,8 @@
 """What recording costs the training loop: between probes, per epoch, and per recorded batch.
 
 Arms alternate in short blocks of training steps, in random order, each with a model and an optimizer of its own; what
-counts is the ratio of two blocks of one round. A third arm that records nothing either shows what the ratio of equals
-looks like on this machine.
+counts is the ratio, or the difference, of two blocks of one round. A third arm that records nothing either shows what
+the ratio of equals looks like on this machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 NOTE = """\
 Ratios are medians over rounds with a 95 % interval (bootstrap over rounds). Between probes: blocks of training steps,
 `recorder.step(loss=loss)` after each, nothing due; that no hook is attached then is checked in every round. The twin
-records nothing, like the loop it is compared with: the distance of its ratio from 1 is the noise. Cost of an epoch:
-several epochs in a row, the probe of 1000 samples at the end of each, until the last is on disk, less what a bare
-forward pass of the probe takes. One batch in ten: the training batches themselves, every tenth step."""
+records nothing, like the loop it is compared with: the distance of its ratio from 1 is the noise; where models lie in
+memory matters as much, so the arms' models are made anew in another order twice. Cost of an epoch: training steps, the
+probe of 1000 samples, and as many steps again, beside which it is written, less the same steps without it and less a
+bare forward pass of the probe; as a share of an epoch. One batch in ten: the training batches themselves, every tenth
+step."""
 BATCH_SIZE = 128
 ROUNDS = 120
 BLOCK_SECONDS = 0.04
@@ -42,6 +45,7 @@ PROBE_EVERY = 20
 PATIENCE = 30.0
 """Seconds after which a measure ends with the rounds it has, at least a quarter of those planned."""
 EPOCH_IMAGES = 60_000
+EPOCH_BLOCK_SECONDS = 0.25
 BATCH_PERIOD = 10
 
 
@@ -131,7 +135,7 @@ def check_bare(model: torch.nn.Module) -> None:
 
 
 def take_turns(
-    loops: dict[str, Loop], steps: int, rounds: int, *, between: Callable[[int], None]
+    loops: dict[str, Loop], work: Callable[[Loop], None], rounds: int, *, between: Callable[[int], None]
 ) -> dict[str, list[float]]:
     """Return the seconds of every block of every arm; ``between`` runs before each round and is not counted."""
     order, generator, start = list(loops), random.Random(0), time.perf_counter()
@@ -142,7 +146,7 @@ def take_turns(
         between(index)
         generator.shuffle(order)
         for arm in order:
-            times[arm].append(timed(lambda arm=arm: loops[arm].block(steps)))
+            times[arm].append(timed(lambda arm=arm: work(loops[arm])))
     return times
 
 
@@ -162,43 +166,52 @@ def ratio_text(times: dict[str, list[float]], arm: str, base: str) -> str:
     return median_interval([one / other for one, other in zip(times[arm], times[base], strict=True)]).text()
 
 
+def steps_in(loop: Loop, seconds: float) -> int:
+    """Return how many steps take about so long, at least three."""
+    fastest = min(timed(lambda: loop.block(5)) for _ in range(8)) / 5
+    return max(3, round(seconds / fastest))
+
+
 def between_probes(name: str, folder: Path, *, device: str = "cpu", rounds: int = ROUNDS, images: int = 6400) -> Row:
     """Compare steps between probes with those of an unrecorded loop."""
-    loops = make_loops(name, ("recorded", "unrecorded", "unrecorded twin"), images=images, device=device)
-    loops["recorded"].begin(make_recorder(folder / "run", loops["recorded"], strict=True))
-    model = loops["recorded"].subject.model
-    for loop in loops.values():
-        loop.block(20)
-    fastest = min(timed(lambda: loops["unrecorded"].block(5)) for _ in range(8)) / 5
-    steps = max(3, round(BLOCK_SECONDS / fastest))
+    arms = ["recorded", "unrecorded", "unrecorded twin"]
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    steps = 0
+    for turn in range(len(arms)):
+        loops = make_loops(name, arms[turn:] + arms[:turn], images=images, device=device)
+        recorded = loops["recorded"]
+        recorded.begin(make_recorder(folder / f"run-{turn}", recorded, strict=True))
+        for loop in loops.values():
+            loop.block(20)
+        steps = steps or steps_in(loops["unrecorded"], BLOCK_SECONDS)
 
-    def between(index: int) -> None:
-        check_bare(model)
-        if index % PROBE_EVERY == 0:
-            loops["recorded"].end_epoch()
-            loops["recorded"].wait()
-            check_bare(model)
+        def between(index: int, recorded: Loop = recorded) -> None:
+            check_bare(recorded.subject.model)
+            if index % PROBE_EVERY == 0:
+                recorded.end_epoch()
+                recorded.wait()
+                check_bare(recorded.subject.model)
 
-    times = take_turns(loops, steps, rounds, between=between)
-    loops["recorded"].close()
+        work = partial(Loop.block, steps=steps)
+        found = take_turns(loops, work, -(-rounds // len(arms)), between=between)
+        for arm in arms:
+            times[arm] += found[arm]
+        recorded.close()
     per_step = statistics.median(times["unrecorded"]) / steps
-    found = {
+    values = {
         "recorded / unrecorded": ratio_text(times, "recorded", "unrecorded"),
         "twin / unrecorded": ratio_text(times, "unrecorded twin", "unrecorded"),
         "ms per step": f"{per_step * 1e3:.3f}",
         "rounds x steps": f"{len(times['unrecorded'])} x {steps}",
     }
-    return Row("steps between probes", name, found, unit="")
+    return Row("steps between probes", name, values, unit="")
 
 
-def epoch_cost(
-    name: str, folder: Path, *, device: str = "cpu", rounds: int = 8, run: int = 3, images: int = EPOCH_IMAGES
-) -> Row:
-    """Compare runs of whole epochs, each with its probe at the end."""
+def epoch_cost(name: str, folder: Path, *, device: str = "cpu", rounds: int = 60, images: int = 6400) -> Row:
+    """Compare steps with a probe in their middle, which is written beside the second half, with the same without."""
     loops = make_loops(name, ("recorded", "unrecorded"), images=images, device=device)
     recorded = loops["recorded"]
     recorded.begin(make_recorder(folder / "run", recorded, strict=True))
-    steps = images // BATCH_SIZE
     probe = [batch.to(device) for batch in loops["unrecorded"].subject.inputs[:SAMPLES].split(256)]
 
     def forward() -> None:
@@ -209,37 +222,36 @@ def epoch_cost(
 
     blocked: list[float] = []
 
-    def epochs(loop: Loop) -> None:
-        for _ in range(run):
-            loop.block(steps)
-            seconds = timed(loop.end_epoch)
-            if loop.recorder is not None:
-                blocked.append(seconds)
-        loop.wait()
+    def work(loop: Loop) -> None:
+        loop.block(steps)
+        seconds = timed(loop.end_epoch)
+        if loop.recorder is not None:
+            blocked.append(seconds)
+        loop.block(steps)
 
+    for loop in loops.values():
+        loop.block(20)
     bare = statistics.median([timed(forward) for _ in range(12)][2:])
-    epochs(recorded)
-    order, generator, costs = list(loops), random.Random(0), []
-    before, plain, start = writer_seconds(recorded), [], time.perf_counter()
-    for done in range(rounds):
-        if is_enough(done, rounds, start):
-            break
-        generator.shuffle(order)
-        seconds = {arm: timed(lambda arm=arm: epochs(loops[arm])) / run for arm in order}
-        plain.append(seconds["unrecorded"])
-        costs.append(100 * (seconds["recorded"] - seconds["unrecorded"] - bare) / seconds["unrecorded"])
-    writing = (writer_seconds(recorded) - before) / (len(plain) * run)
+    steps = steps_in(loops["unrecorded"], EPOCH_BLOCK_SECONDS)
+    work(recorded)
+    blocked.clear()
+    before = writer_seconds(recorded)
+    times = take_turns(loops, work, rounds, between=lambda _: recorded.wait())
+    recorded.wait()
+    writing = (writer_seconds(recorded) - before) / len(blocked)
     recorded.close()
-    epoch = statistics.median(plain)
+    epoch = statistics.median(times["unrecorded"]) / (2 * steps) * (EPOCH_IMAGES / BATCH_SIZE)
+    pairs = zip(times["recorded"], times["unrecorded"], strict=True)
+    costs = [100 * (one - other - bare) / epoch for one, other in pairs]
     found = {
         "cost of recording, % of the epoch": median_interval(costs).text(".2f"),
         "epoch, unrecorded, ms": f"{epoch * 1e3:.0f}",
         "bare forward of the probe, ms": f"{bare * 1e3:.2f} ({bare / epoch:.2%})",
-        "blocked in epoch(), forward included, ms": f"{statistics.median(blocked[run:]) * 1e3:.2f}",
-        "writer's CPU per epoch, ms": f"{writing * 1e3:.2f}",
-        "rounds x epochs": f"{len(plain)} x {run}",
+        "blocked in epoch(), forward included, ms": f"{statistics.median(blocked) * 1e3:.2f}",
+        "writer's CPU per epoch, ms": f"{writing * 1e3:.2f} ({writing / epoch:.2%})",
+        "rounds x steps": f"{len(costs)} x {2 * steps}",
     }
-    return Row(f"an epoch of {images} images, batches of {BATCH_SIZE}", name, found, unit="")
+    return Row(f"an epoch of {EPOCH_IMAGES} images, batches of {BATCH_SIZE}", name, found, unit="")
 
 
 def batches_cost(name: str, folder: Path, *, device: str = "cpu", rounds: int = 30, images: int = 12_800) -> Row:
@@ -256,7 +268,7 @@ def batches_cost(name: str, folder: Path, *, device: str = "cpu", rounds: int = 
 
     for loop in loops.values():
         loop.block(BATCH_PERIOD)
-    times = take_turns(loops, steps, rounds, between=between)
+    times = take_turns(loops, lambda loop: loop.block(steps), rounds, between=between)
     found = {}
     for arm in ("activations", "with gradients"):
         pairs = zip(times[arm], times["unrecorded"], strict=True)
