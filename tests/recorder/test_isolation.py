@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 import random
@@ -287,3 +288,117 @@ def test_buffers_come_back_as_objects_and_values() -> None:
     assert model.calls is calls
     assert torch.equal(mean, before[0])
     assert torch.equal(calls, before[1])
+
+
+class Stateful(nn.Module):
+    """Keeps what the last pass left in every place that a module has for it, and uses it in the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.is_initialised = False
+        self.calls = 0
+        self.hidden = torch.zeros(4)
+        self.last: torch.Tensor | None = None
+        self.history: list[float] = [1.0]
+        self.recent: collections.deque[float] = collections.deque([0.0], maxlen=2)
+        self.counts: collections.Counter[str] = collections.Counter(calls=1)
+        self.table: dict[str, torch.Tensor] = {}
+        self.sizes: set[int] = set()
+        self.own = torch.Generator().manual_seed(1)
+        self.numpy_own = np.random.default_rng(1)
+        self.old_numpy_own = np.random.RandomState(1)
+        self.python_own = random.Random(1)
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("swapped", torch.zeros(()))
+        self.register_buffer("absent", None)
+        self.register_buffer("wide", torch.ones(1).expand(4))
+        self.register_buffer("sparse", torch.eye(2).to_sparse())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear(torch.flatten(x, 1))
+        if not self.is_initialised:  # as normalising flows do
+            self.scale.data = (1 / hidden.std(0)).detach()
+            self.is_initialised = True
+            self.register_buffer("late", hidden.detach().mean(0), persistent=False)
+        self.calls += 1
+        self.hidden.mul_(0.5).add_(hidden.detach().mean(0))
+        self.history.append(0.5)
+        self.recent.append(self.numpy_own.random() + self.old_numpy_own.random() + self.python_own.random())
+        self.counts["calls"] += 1
+        self.sizes.add(self.calls)
+        self.total.data += 1
+        self.swapped.data = self.swapped + 1
+        self.sparse.mul_(2)
+        self.table[str(self.calls)] = self.last = hidden.mean(0)
+        factor = len(self.history) + sum(self.recent) + self.counts["calls"] + len(self.table) + len(self.sizes)
+        noise = torch.randn(4, generator=self.own)
+        return (hidden * self.scale + self.hidden + noise + self.late) * factor * self.total + self.swapped * self.calls
+
+
+def test_what_modules_keep_between_passes_comes_back() -> None:
+    torch.manual_seed(0)
+    model = Stateful()
+    torch.manual_seed(0)
+    twin = Stateful()
+    inputs = dataset().tensors[0]
+    for _ in range(3):
+        with undisturbed(model, seed=0):
+            model(inputs[:7])
+            model(inputs[7:9])
+        assert torch.equal(model(inputs), twin(inputs))
+    assert [*vars(model)] == [*vars(twin)]
+    assert model.recent.maxlen == 2
+    for name in ("scale", "total", "swapped", "late", "hidden", "last"):
+        assert torch.equal(getattr(model, name), getattr(twin, name)), name
+    assert torch.equal(model.sparse.to_dense(), twin.sparse.to_dense())
+
+
+def test_what_has_not_changed_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer may lie in a file that is mapped to be read: who writes to it ends the process."""
+    model = Counting()
+    model.register_buffer("steady", torch.ones(4))
+    written = []
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda tensor, values: written.append(tensor))
+    with undisturbed(model, seed=0):
+        model(dataset().tensors[0])
+    assert [tensor.data_ptr() for tensor in written] == [model.mean.data_ptr()]
+
+
+def test_parts_that_a_pass_makes_are_gone_after_it() -> None:
+    model = Dropout()
+
+    def make(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+        module.register_module("late", nn.Linear(4, 4))
+        module.register_parameter("later", nn.Parameter(torch.ones(4)))
+        module.note = "made"
+
+    model.register_forward_hook(make)
+    names = [name for name, _ in model.named_parameters()]
+    with undisturbed(model, seed=0):
+        model(dataset().tensors[0])
+        assert len(list(model.parameters())) == len(names) + 3
+    assert [name for name, _ in model.named_parameters()] == names
+    assert not hasattr(model, "note")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_buffers_of_a_scripted_part_come_back() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bound", torch.zeros(()))
+            self.register_buffer("changed", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.bound = self.bound + 1
+            self.changed.add_(1)
+            return x
+
+    part = torch.jit.script(Part())
+    model = nn.Sequential(part, Dropout())
+    model(dataset().tensors[0])
+    with undisturbed(model, seed=0):
+        model(dataset().tensors[0])
+    assert (part.bound.item(), part.changed.item(), part.training) == (1, 1, True)

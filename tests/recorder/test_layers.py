@@ -244,3 +244,22 @@ def test_failures_are_one_line_with_the_way_out() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(InvalidArgumentError, match=r"'weight' is not initialised yet; run one forward pass"):
         trace(nn.LazyLinear(3), 2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.bool])
+def test_a_pass_that_changes_a_parameter_in_place_is_refused(dtype: torch.dtype) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+            self.estimate = nn.Parameter(torch.ones(3).to(dtype), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.estimate.data[1] = 0
+            return self.layer(x)
+
+    with pytest.raises(
+        InvalidDataError, match=r"changes the model's parameter 'estimate'.*`if self.training:`"
+    ) as error:
+        trace(Changing(), 3, 4)
+    assert "\n" not in str(error.value)

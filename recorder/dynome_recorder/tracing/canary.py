@@ -58,20 +58,29 @@ def trace_model(
     InvalidArgumentError
         If the model is TorchScript, or has uninitialised (lazy) parameters or buffers.
     InvalidDataError
-        If the forward pass fails (the cause is kept), or calls no module of the model.
+        If the forward pass fails (the cause is kept), calls no module of the model, or changes a parameter in place,
+        which would be another training.
 
     Notes
     -----
     Sources are followed tensor by tensor below autograd: the output of an operation has the sources of all its
     inputs; an operation in place also changes every other view of that memory; a leaf module's output has that module
     alone as its source. Cost: one forward pass slowed by a Python call per operation, and its intermediate tensors in
-    memory.
+    memory; two sums over the parameters.
     """
     model = plain_model(model)
     _check_hookable(model)
     observer = Observer(model, samples)
+    before = _checksums(model)
     with _probing(model, seed=seed, autocast=autocast):
         output = observer.run(lambda: forward(model, batch), batch)
+    for name, checksum in _checksums(model).items():
+        if checksum != before.get(name, checksum):
+            raise InvalidDataError(
+                f"probe: the forward pass changes the model's parameter {name!r}, in evaluation mode too, so that"
+                " recording would change the training; change it only `if self.training:`, or make it a buffer, which"
+                " is put back; if only the first pass does, run one before making the recorder."
+            )
     if not observer.calls:
         raise InvalidDataError(
             "probe: the forward pass called no module of the model, so no hook can fire; forward=lambda model, batch:"
@@ -153,6 +162,20 @@ def _check_hookable(model: nn.Module) -> None:
                 raise InvalidArgumentError(
                     f"model: {kind} {name!r} is not initialised yet; run one forward pass before making the recorder."
                 )
+
+
+def _checksums(model: nn.Module) -> dict[str, int]:
+    """Return the sum of every parameter's bit patterns; waits for the device."""
+    import torch
+
+    patterns = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {}
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is torch.Tensor and parameter.layout is torch.strided and not parameter.is_meta:
+            real = torch.view_as_real(parameter.data) if parameter.is_complex() else parameter.data
+            bits = real.view(patterns[real.itemsize])
+            sums[name] = bits.sum(dtype=bits.dtype)  # one that wraps is as good, at the speed of memory
+    return {name: int(total) for name, total in sums.items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynome_recorder.tracing.state import ModuleState
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,7 +38,7 @@ def preserved_random_state(*, seed: int, model: nn.Module | None = None) -> Iter
     """Seed every global generator inside the block and restore all of them after it.
 
     Covers Python's ``random``, numpy's global generator, torch on the CPU and on the devices that hold the ``model``. A
-    generator that a data set or a module keeps for itself cannot be seen from here.
+    generator that a data set keeps for itself cannot be seen from here.
 
     Cost: about 20 us on a CPU; on an accelerator one small copy each way.
     """
@@ -69,8 +71,8 @@ def preserved_random_state(*, seed: int, model: nn.Module | None = None) -> Iter
 def undisturbed(model: nn.Module, *, seed: int, autocast: torch.dtype | None = None) -> Iterator[None]:
     """Put every module in evaluation mode, without gradients and with its own random stream, then put all of it back.
 
-    Buffers that a forward pass changes even in evaluation mode (a call counter, a running estimate) are restored too:
-    the objects that were bound, with the values they held.
+    What a forward pass changes even in evaluation mode (a call counter, a running estimate, a hidden state, a cache) is
+    restored too, as far as `ModuleState` sees it.
 
     The caller's autocast is off inside, so that a step that is noted inside an autocast block records the same types as
     an epoch that ends outside it. What is compiled runs eagerly, and is not compiled again for that.
@@ -86,19 +88,13 @@ def undisturbed(model: nn.Module, *, seed: int, autocast: torch.dtype | None = N
 
     Notes
     -----
-    Cost: one copy of the model's buffers and about 0.2 us per module.
+    Cost: one copy of the model's buffers and some 20 us per module.
     """
     import torch
 
     with torch.inference_mode(mode=False):  # evaluation may be under way: tensors made in that mode cannot be watched
         modules = list(model.modules())
-        modes = [module.training for module in modules]
-        buffers = [
-            (module, name, buffer, _version(buffer), buffer.detach().clone())
-            for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        state = ModuleState(modules)
         with (
             preserved_random_state(seed=seed, model=model),
             torch.no_grad(),
@@ -110,20 +106,7 @@ def undisturbed(model: nn.Module, *, seed: int, autocast: torch.dtype | None = N
                     module.training = False
                 yield
             finally:
-                for module, mode in zip(modules, modes, strict=True):
-                    module.training = mode
-                for module, name, buffer, version, values in buffers:
-                    # The version counter tells a change without reading the values, hence without waiting for a device.
-                    if version is None or _version(buffer) != version:
-                        with torch.inference_mode(mode=version is None):
-                            buffer.copy_(values)
-                    if module._buffers.get(name) is not buffer:
-                        module._buffers[name] = buffer
-
-
-def _version(buffer: torch.Tensor) -> int | None:
-    # A tensor that was made in inference mode does not count its changes.
-    return None if buffer.is_inference() else buffer._version
+                state.restore()
 
 
 @contextlib.contextmanager
