@@ -182,7 +182,7 @@ class Recorder:
         Raises
         ------
         InvalidArgumentError
-            If a pattern matches nothing or names what cannot be hooked, or a site needs a reduction.
+            If a pattern matches nothing or names what cannot be hooked, a site needs a reduction, or a length is none.
         InvalidDataError
             If the model's forward pass fails on the probe.
 
@@ -190,6 +190,9 @@ class Recorder:
         -----
         Cost: loads the probe once, and runs a few forward passes on its first batch.
         """
+        epochs = check_count("plan(): epochs", epochs, least=0)
+        if steps_per_epoch is not None:
+            steps_per_epoch = check_count("plan(): steps_per_epoch", steps_per_epoch, least=1)
         return self._make_plan(find_place(), epochs=epochs, steps_per_epoch=steps_per_epoch, measure=True)[0]
 
     def __enter__(self) -> Recorder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ from dynome_recorder.schedule import Schedule, check_count, check_schedule, ever
 from dynome_recorder.tracing.layers import plain_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import torch
     from torch import nn
@@ -122,7 +124,7 @@ def check_settings(
     if weights is not None:
         schedules["weights"] = check_schedule("weights", weights)
     return Settings(
-        path=Path(path).absolute(),  # a loop may change the working folder
+        path=_check_path(path).absolute(),  # a loop may change the working folder
         called=model,
         model=plain_module(model),
         patterns=sites,
@@ -133,9 +135,9 @@ def check_settings(
         reduction=reduction,
         dtype=dtype,
         autocast=_check_autocast(autocast),
-        optimizer=optimizer,
-        hyperparameters={name: check_plain(name, value) for name, value in (hyperparameters or {}).items()},
-        forward=forward if forward is not None else call_model,
+        optimizer=_check_optimizer(optimizer),
+        hyperparameters=_check_hyperparameters(hyperparameters),
+        forward=_check_forward(forward),
         on_full=on_full,
         buffer_bytes=check_count("buffer_bytes", buffer_bytes, least=1),
         strict=strict,
@@ -150,6 +152,43 @@ def _check_model(model: Any) -> None:
         raise MissingExtraError('Recorder needs torch; install it with: pip install "dynome[torch]"') from error
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+
+
+def _check_path(path: Any) -> Path:
+    if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
+        return Path(path)
+    raise InvalidArgumentError(f"path must be the folder of the recording, as a text or a pathlib.Path; got {path!r}.")
+
+
+def _check_optimizer(optimizer: Any) -> Optimizer | None:
+    if optimizer is None or hasattr(optimizer, "param_groups"):
+        chosen: Optimizer | None = optimizer
+        return chosen
+    raise InvalidArgumentError(
+        f"optimizer must be one torch.optim.Optimizer, which run.json then describes; got {type(optimizer).__name__}."
+        " Leave it out, or describe several in hyperparameters=."
+    )
+
+
+def _check_hyperparameters(values: Any) -> dict[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise InvalidArgumentError(
+            f"hyperparameters must be a mapping, such as {{'lr': 0.1}}; got {type(values).__name__}. vars(args) makes"
+            " one of parsed arguments."
+        )
+    return {str(name): check_plain(str(name), value) for name, value in (values or {}).items()}
+
+
+def _check_forward(forward: Any) -> Forward:
+    if forward is None:
+        return call_model
+    if not callable(forward):
+        raise InvalidArgumentError(
+            "forward must be a function that runs the model on one batch, such as lambda model, batch:"
+            f" model(batch[0]); got {type(forward).__name__}."
+        )
+    chosen: Forward = forward
+    return chosen
 
 
 def plain_module(model: nn.Module) -> nn.Module:

@@ -244,6 +244,8 @@ def test_failures_are_one_line_with_the_way_out() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(InvalidArgumentError, match=r"'weight' is not initialised yet; run one forward pass"):
         trace(nn.LazyLinear(3), 2, 4)
+    with pytest.raises(InvalidArgumentError, match=r"'weight' is on the meta device and has no values; load them"):
+        trace(nn.Linear(4, 2, device="meta"), 2, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.bool])

@@ -55,6 +55,13 @@ def test_sizes_are_those_of_the_arrays(tmp_path: Path) -> None:
     assert plan.files == 5 * 3 + 3 * len(list(model.parameters()))
 
 
+def test_lengths_of_no_run_are_refused(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path / "run", Shared())
+    for length, text in (({"epochs": "x"}, "epochs must be an integer"), ({"steps_per_epoch": 0}, "steps_per_epoch")):
+        with pytest.raises(InvalidArgumentError, match=rf"plan\(\): {text}"):
+            recorder.plan(**length)
+
+
 def test_step_schedules_need_the_length_of_an_epoch(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path / "run", Convolution(), schedule=every(steps=5), weights=None)
     assert recorder.plan(epochs=4).bytes_per_run is None

@@ -185,6 +185,7 @@ def test_to_device_keeps_the_form_of_a_batch() -> None:
         (lambda: Probe(X, size=1), "size must be an integer of at least 2; got 1"),
         (lambda: Probe(X, batch_size=0), "batch_size must be"),
         (lambda: Probe(X, seed=-1), "seed must be"),
+        (lambda: Probe(X, seed=2**64), r"seed must be below 2\*\*64"),
         (lambda: Probe(X[:1]), "at least 2 samples; got 1"),
         (lambda: Probe((X, Y[:5])), r"one row per sample each; got \[5, 60\] rows"),
         (lambda: Probe(X, labels=Y[:5]), "one entry per sample; got 5 for 60"),

@@ -281,13 +281,25 @@ def test_on_existing_error_refuses_a_recording(tmp_path: Path) -> None:
         ({"reduction": "average"}, r"reduction must be one of 'spatial_mean', 'max', .*, position\(k\).*got 'average'"),
         ({"reduction": {"2": "average"}}, "reduction must be one of"),
         ({"hyperparameters": {"a": [1, {"x": object()}]}}, "hyperparameters: 'a.x' must be a number.*got object"),
+        ({"hyperparameters": [("lr", 1)]}, r"hyperparameters must be a mapping.*got list. vars\(args\) makes one"),
         ({"on_existing": "replace"}, "on_existing must be one of"),
+        ({"path": None}, "path must be the folder of the recording.*got None"),
+        ({"path": "a\0b"}, "path must be the folder of the recording"),
+        ({"optimizer": ["adam"]}, "optimizer must be one torch.optim.Optimizer.*got list. Leave it out"),
+        ({"forward": "call"}, "forward must be a function.*got str"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict, text: str, tmp_path: Path) -> None:
-    options = {"model": Dropout(), "probe": Probe(dataset(), size=8), **change}
-    with pytest.raises(InvalidArgumentError, match=text):
-        Recorder(tmp_path / "run", options.pop("model"), **options)
+    options = {"path": tmp_path / "run", "model": Dropout(), "probe": Probe(dataset(), size=8), **change}
+    with pytest.raises(InvalidArgumentError, match=text) as error:
+        Recorder(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_hyperparameters_may_be_numbers(tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "run", Dropout(), hyperparameters={3: {4: 5}}):
+        pass
+    assert read_manifest(tmp_path / "run").run["hyperparameters"] == {"3": {"4": 5}}
 
 
 def test_calls_outside_their_place_raise(tmp_path: Path) -> None:

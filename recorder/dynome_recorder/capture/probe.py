@@ -78,6 +78,8 @@ class Probe:
         self._row_indices: dict[tuple[int, int, Any], torch.Tensor] = {}
         self._changes_inputs = False
         self.seed = check_count("Probe: seed", seed, least=0)
+        if self.seed >= 2**64:
+            raise InvalidArgumentError(f"Probe: seed must be below 2**64, as torch takes it; got {seed!r}.")
         self.batch_size = check_count("Probe: batch_size", batch_size, least=1)
         self.transductive = transductive
         self.population = _count_samples(data)

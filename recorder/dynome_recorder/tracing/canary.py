@@ -56,7 +56,7 @@ def trace_model(
     Raises
     ------
     InvalidArgumentError
-        If the model is TorchScript, or has uninitialised (lazy) parameters or buffers.
+        If the model is TorchScript, or has parameters or buffers without values (lazy, or on the meta device).
     InvalidDataError
         If the forward pass fails (the cause is kept), calls no module of the model, or changes a parameter in place,
         which would be another training.
@@ -161,6 +161,11 @@ def _check_hookable(model: nn.Module) -> None:
             if is_lazy(tensor):
                 raise InvalidArgumentError(
                     f"model: {kind} {name!r} is not initialised yet; run one forward pass before making the recorder."
+                )
+            if tensor.is_meta:
+                raise InvalidArgumentError(
+                    f"model: {kind} {name!r} is on the meta device and has no values; load them before recording, as"
+                    " model.to_empty(device=...) and load_state_dict() do."
                 )
 
 
