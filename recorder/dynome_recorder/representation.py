@@ -5,7 +5,6 @@ The rule to keep: showing an object never changes it, never raises, and reads no
 
 from __future__ import annotations
 
-import html
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,6 +66,8 @@ class Display:
             yield table
 
     def _repr_html_(self) -> str:
+        import html
+
         def row(cells: tuple[str, ...], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -5,7 +5,6 @@ The rule to keep: a pattern that matches nothing, or only what cannot be hooked,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -136,6 +135,8 @@ class Matcher:
 
     def nothing_matches(self, pattern: Pattern) -> NoReturn:
         """Raise `InvalidArgumentError` that names what the pattern may have meant."""
+        import difflib
+
         names = [path for first, others in self.aliases.items() for path in (first, *others) if path]
         if isinstance(pattern, str):
             if ":" in pattern:
