@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -29,5 +30,11 @@ def provenance(
         "recording": recording or before.get("recording", ""),
         "operation": operation,
         "parameters": json.dumps({**steps, operation: dict(parameters)}, sort_keys=True),
-        "versions": json.dumps({name: version(name) for name in PACKAGES}, sort_keys=True),
+        "versions": _versions(),
     }
+
+
+@cache
+def _versions() -> str:
+    """Return what is imported and stays; looking it up takes milliseconds."""
+    return json.dumps({name: version(name) for name in PACKAGES}, sort_keys=True)

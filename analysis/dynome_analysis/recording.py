@@ -11,10 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 
+from dynome_analysis.lazy import lazy_snapshots
 from dynome_analysis.provenance import provenance
 from dynome_analysis.reading import JointArray, SnapshotReader, distinct_snapshots
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
@@ -198,7 +198,8 @@ class Recording:
         Returns
         -------
         DataArray
-            float32 (float64 where a site is), (snapshot, sample, unit), one Dask chunk per snapshot. Coordinates
+            float32 (float64 where a site is), (snapshot, sample, unit), one Dask chunk per snapshot; a choice of units
+            or samples, ``[:, :, units]``, reads those only and several snapshots in a chunk. Coordinates
             ``epoch`` and ``step`` on snapshot, ``site`` on unit. float16 and bfloat16 are widened without loss. Of
             training batches, samples that a smaller batch does not have are NaN, and ``sample_id`` (int64, snapshot,
             sample) says which samples they were, -1 for none and for unknown.
@@ -250,20 +251,12 @@ class Recording:
     def _lazy(
         self, reader: SnapshotReader, dimensions: tuple[str, ...], coordinates: Mapping[str, Any], name: str
     ) -> xr.DataArray:
-        shape, count = reader.shape, len(reader.indices)
         # By where the arrays lie: a site has one name in both streams, and a parameter may have the name of a site.
         paths = [array.path for array in reader.arrays.values()]
         key = repr((str(self.path.absolute()), self.id, self.manifest.digest, name, paths))
         token = hashlib.sha256(key.encode()).hexdigest()[:32]
-        # Dask pushes a choice of units or samples down to the array, which then reads those only.
-        blocks = da.from_array(
-            JointArray(reader),
-            chunks=((1,) * count, *((size,) for size in shape)),
-            name=f"{name}-{token}",
-            meta=np.empty((0,) * (1 + len(shape)), reader.dtype),
-        )
         return xr.DataArray(
-            blocks,
+            lazy_snapshots(JointArray(reader), name=f"{name}-{token}"),
             dims=("snapshot", *dimensions),
             coords={
                 "epoch": ("snapshot", np.array(reader.epochs, np.int64)),

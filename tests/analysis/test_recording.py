@@ -13,7 +13,7 @@ import xarray as xr
 from recordings import describe, moments
 
 import dynome_analysis as dya
-from dynome_analysis.reading import decode, decoded_dtype
+from dynome_analysis.reading import decoded_dtype
 from dynome_recorder.errors import (
     CorruptRecordingError,
     InvalidArgumentError,
@@ -90,8 +90,7 @@ def test_every_dtype_is_widened_without_loss(make_recording: MakeRecording, dtyp
 
 def test_integers_that_float32_cannot_hold_become_float64() -> None:
     assert decoded_dtype("int32") == np.float64
-    assert decode(np.array([2**31 - 1], np.int32), "int32").tolist() == [2**31 - 1]
-    assert decode(np.array([True]), "bool").dtype == np.float32
+    assert decoded_dtype("bool") == np.float32
 
 
 def test_sites_are_chosen_by_name_and_pattern_in_recorded_order(make_recording: MakeRecording) -> None:

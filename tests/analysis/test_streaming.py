@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from itertools import combinations, combinations_with_replacement, pairwise
 from pathlib import Path
+from typing import Any
 
 import naive_streaming as naive
 import numpy as np
@@ -38,9 +39,9 @@ from dynome_analysis.kernels.forests import ABSENT, LARGEST, tile_floors
 from dynome_analysis.kernels.tiles import permute_columns, scan_tile, strongest_rows
 from dynome_analysis.labelled import tiles
 from dynome_analysis.labelled.tiles import tiled_homology
-from dynome_analysis.reading import decode
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
-from dynome_recorder.storage.store import CommittedArray
+from dynome_recorder.storage.store import Piece
+from dynome_recorder.storage.writer import Moment
 
 unhurried = settings(deadline=None, max_examples=100)
 BINS = 256
@@ -469,27 +470,27 @@ def test_the_tree_equals_the_whole_where_nothing_rounds() -> None:
 
 def test_workers_read_the_columns_they_need(wide_recording: dya.Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, object]] = []
-    original = CommittedArray.__getitem__
+    original = Piece.read
 
-    def spy(array: CommittedArray, selection: object) -> object:
-        read.append((str(array.path), selection))
-        return original(array, selection)
+    def spy(piece: Piece, *out: Any) -> None:
+        read.append((piece.path.parts[-3], piece.within[1]))
+        original(piece, *out)
 
-    monkeypatch.setattr(CommittedArray, "__getitem__", spy)
+    monkeypatch.setattr(Piece, "read", spy)
     reader = wide_recording.reader()
     columns = tiles._read_columns(reader, 1, 10, 20)
-    assert [selection[2] for _, selection in read] == [slice(10, 13), slice(0, 7)]  # type: ignore[index]
+    assert read == [("first", slice(10, 13, 1)), ("second", slice(0, 7, 1))]
     monkeypatch.undo()
     np.testing.assert_array_equal(columns, reader.joint(1)[:, 10:20])
 
 
-def test_a_diverged_snapshot_is_named(make_recording: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def poison(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        values[0, 4] = np.nan
-        return values
+def test_a_diverged_snapshot_is_named(make_recording: Callable[..., Path]) -> None:
+    def diverge(moment: Moment) -> Moment:
+        if moment.epoch == 1:
+            moment.probe["first"][0, 4] = np.nan
+        return moment
 
-    recording = dya.open_recording(make_recording(epochs=1, sites={"first": 5, "second": 9}))
-    monkeypatch.setattr(tiles, "decode", lambda stored, dtype: poison(decode(stored, dtype).copy()))
+    recording = dya.open_recording(make_recording(epochs=1, sites={"first": 5, "second": 9}, change=diverge))
     with pytest.raises(InvalidDataError, match=r"activations of 'first' hold NaN .* at epoch 1 .*units 0 to 4"):
         tiled_homology(recording, sites="first")
 

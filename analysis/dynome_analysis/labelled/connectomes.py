@@ -100,7 +100,7 @@ def connectomes(
     recording.warn_of_small_batches(size)
     values, dead = map_snapshots(
         _correlate_block,
-        activations.data,
+        one_snapshot_per_chunk(activations).data,
         [((size, size), np.float32), ((), np.int64)],
         reader=dask.delayed(reader, traverse=False),
         measure=measure,

@@ -13,7 +13,7 @@ from dynome_analysis.compute import Progress, compute, one_blas_thread
 from dynome_analysis.connectome.columns import DEAD_TOLERANCE, non_finite_units
 from dynome_analysis.homology.histogram import BINS, check_bins
 from dynome_analysis.homology.streaming import TILE, PartialHomology, StreamedHomology, finish, merge, tile_homology
-from dynome_analysis.reading import decode
+from dynome_analysis.reading import JointArray
 from dynome_analysis.recording import Recording
 from dynome_analysis.whole import check_whole
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
@@ -145,16 +145,7 @@ def _as_array(values: Any) -> NDArray[np.floating[Any]]:
 
 def _read_columns(reader: SnapshotReader, position: int, start: int, stop: int) -> NDArray[np.floating[Any]]:
     """Read units ``start`` to ``stop`` of the joint graph of a snapshot, out of the sites that hold them."""
-    parts = []
-    offset = 0
-    for name, array in reader.arrays.items():
-        width = array.shape[-1]
-        left, right = max(start - offset, 0), min(stop - offset, width)
-        if left < right:
-            stored = np.asarray(array[reader.indices[position], :, left:right])
-            parts.append(decode(stored, reader.dtypes[name]))
-        offset += width
-    columns = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1, dtype=reader.dtype)
+    columns = JointArray(reader)[position, :, start:stop]
     bad = non_finite_units(columns)
     if bad.size:
         named = ", ".join(dict.fromkeys(repr(str(site)) for site in reader.labels[start + bad]))

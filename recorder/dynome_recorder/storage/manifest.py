@@ -16,6 +16,7 @@ from dynome_recorder.storage.format import COMMITS_FOLDER, STORE_FOLDER, Json, d
 from dynome_recorder.storage.publish import check_published, read_published, stream_of
 from dynome_recorder.storage.records import COMMITTED, GAP, CommitRecord, LogState, replay_log
 from dynome_recorder.storage.run import layouts, parts, read_run
+from dynome_recorder.storage.store import CommittedArray
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynome_recorder.storage.layout import BulkLayout
-    from dynome_recorder.storage.store import CommittedArray
 
 __all__ = ["Manifest", "read_manifest"]
 
@@ -122,7 +122,7 @@ class Manifest:
         return tuple(index for index, value in enumerate(self.state.status[stream]) if value == GAP)
 
     def array(self, path: str) -> CommittedArray:
-        """Open a bulk array as a zarr array of the committed length.
+        """Open a bulk array, with the committed length.
 
         Parameters
         ----------
@@ -135,15 +135,12 @@ class Manifest:
             Shape (snapshot, ...), lazy. A missing or damaged chunk raises CorruptRecordingError when it is read, and
             never reads as fill value. Rows of superseded snapshots are there; those of gaps must not be read.
         """
-        # zarr takes a third of a second to import; who asks only what there is does not pay.
-        from dynome_recorder.storage.store import open_array
-
         path = path.strip("/")
         if path not in self.layouts:
             raise InvalidArgumentError(f"{self.path}: has no array {path!r}; it has {', '.join(self.layouts)}.")
         prefix = path + "/"
-        return open_array(
-            self.path / STORE_FOLDER,
+        return CommittedArray(
+            (self.path / STORE_FOLDER).absolute(),
             self.layouts[path],
             length=len(self.state.status[stream_of(path)]),
             files={name: entry for name, entry in self.state.files.items() if name.startswith(prefix)},
