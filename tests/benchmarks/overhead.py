@@ -7,7 +7,6 @@ the ratio of equals looks like on this machine.
 
 from __future__ import annotations
 
-import itertools
 import random
 import statistics
 import tempfile
@@ -281,21 +280,18 @@ def batches_cost(name: str, folder: Path, *, device: str = "cpu", rounds: int = 
     return Row(f"one batch of {BATCH_SIZE} in {BATCH_PERIOD}", name, found, unit="")
 
 
-def blocked_text(loop: Loop, *, periods: int = 20) -> str:
-    """Return how much longer the recorded steps take than the others, with nothing left to write beside them."""
-    due, other = [], []
+def blocked_text(loop: Loop, *, periods: int = 40) -> str:
+    """Return how much longer the two steps of a period take that make ready for a batch and hand it over.
+
+    Nothing is left to write beside them.
+    """
     assert loop.after_step is not None
+    costs = []
     for _ in range(periods):
         loop.wait()
-        for index in itertools.count(1):
-            start = time.perf_counter()
-            loop.after_step(loss=loop.step())
-            seconds = time.perf_counter() - start
-            (due if index == BATCH_PERIOD else other).append(seconds)
-            if index == BATCH_PERIOD:
-                break
-    base = statistics.median(other)
-    return median_interval([(seconds - base) * 1e3 for seconds in due]).text(".2f")
+        seconds = [timed(lambda: loop.block(1)) for _ in range(BATCH_PERIOD)]
+        costs.append((sum(seconds[-2:]) - 2 * statistics.median(seconds[1:-2])) * 1e3)
+    return median_interval(costs).text(".2f")
 
 
 def rows(*, device: str = "cpu") -> Iterator[Row]:
