@@ -91,6 +91,10 @@ class StepMetrics:
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._series)
+
     def add(self, step: int, metrics: Mapping[str, Any]) -> dict[str, InvalidArgumentError]:
         """Append one value of each of some metrics; returns why others cannot be recorded."""
         refused: dict[str, InvalidArgumentError] = {}

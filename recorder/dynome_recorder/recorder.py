@@ -230,11 +230,14 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Commit what waits, publish, close and release the lock; an error of the training loop is never hidden."""
-        session, self._session, self._epoch = self._session, None, None
+        session, self._session = self._session, None
+        epoch, self._epoch = self._epoch, None
         if session is None:
             return
         try:
             if error is None and self.degraded is None:
+                if session.has_more:
+                    self._tell_of_the_rest(epoch, session)
                 with self._guard("closing the recording", session):
                     session.close()
             else:
@@ -279,6 +282,8 @@ class Recorder:
 
         Raises
         ------
+        FingerprintError
+            If the model's parameters are not those of the epoch; nothing is superseded then.
         InvalidArgumentError
             If the epoch is not recorded, a gap is asked for without its step, or training is under way.
         """
@@ -292,7 +297,8 @@ class Recorder:
         """Yield the epochs to train, from the first that is not recorded to ``count``; a finished run yields none.
 
         A fresh recording gets epoch 0, the untrained network, first. An epoch whose loop body does not call `epoch` is
-        committed without metrics when the next one is asked for; leaving the loop early leaves it uncommitted.
+        committed without metrics when the next one is asked for; leaving the loop early leaves it uncommitted, which is
+        told.
 
         Raises
         ------
@@ -340,6 +346,8 @@ class Recorder:
             If the recorder is not open.
         """
         session = self._opened("start")
+        epoch = None if epoch is None else check_count("start(): epoch", epoch, least=0)
+        step = None if step is None else check_count("start(): step", step, least=0)
         if self._training:  # a second loop: what goes wrong here must not end the first one's work
             with self._guard("start()", session, raising=(FingerprintError, InvalidArgumentError)):
                 session.start(epoch=epoch, step=step)
@@ -408,7 +416,10 @@ class Recorder:
             session.commit(complete=True, metrics=taken)
 
     def note(self, **metrics: Any) -> None:
-        """Add metrics to the step noted last, for loops that know them only later."""
+        """Add metrics to the step noted last, for loops that know them only later.
+
+        They are recorded with the next snapshot, `mark` or end of an epoch.
+        """
         session = self._session
         if session is None or not self._training:
             self._misplaced("note()", "belongs behind a step()")
@@ -521,6 +532,17 @@ class Recorder:
             if self._settings.strict:
                 raise error
             self._shield.tell(f"metric {name}", f"{self.path}: {error} It is left out; training goes on.")
+
+    def _tell_of_the_rest(self, epoch: int | None, session: Session) -> None:
+        """Tell what a loop that was left in order leaves behind: it is recorded with the next moment, and none came."""
+        if epoch is None:
+            text = f"what was noted after epoch {session.completed} is not recorded; call mark() behind note()"
+        else:
+            text = (
+                f"the loop was left in epoch {epoch}, whose last steps and their metrics are not recorded; call epoch()"
+                " before break if it is complete, or mark() to keep them"
+            )
+        self._shield.tell("rest", f"{self.path}: {text}.")
 
     def _misplaced(self, call: str, where: str) -> None:
         text = f"{self.path}: {call} {where}."

@@ -17,6 +17,7 @@ from dynome_recorder.capture.transfer import SlotPool
 from dynome_recorder.distributed import Place, lead, same, together
 from dynome_recorder.errors import FingerprintError, InvalidArgumentError, StorageError
 from dynome_recorder.metrics import StepMetrics
+from dynome_recorder.schedule import check_count
 from dynome_recorder.shield import Blame
 from dynome_recorder.storage.writer import RecordingWriter
 from dynome_recorder.taking import MomentTaker
@@ -86,6 +87,7 @@ class Session:
         self.taker = MomentTaker(settings, plan, place, self.pool, failure=self.background.failure)
         self.metrics = StepMetrics()
         self.completed = self.step = 0
+        self._taken_step = 0  # of the last moment that was handed over
         self.blocked_seconds = 0.0
         self._abandoned = False
         try:
@@ -173,6 +175,14 @@ class Session:
         self._continue_after(found)
 
     def _continue_after(self, record: CommitRecord) -> None:
+        self._check_parameters(record)
+        self._rewind(record.sequence)  # supersedes step snapshots of an epoch that did not end: it is trained again
+        self.completed, self.step = record.epoch, record.step
+        self._taken_step = self.step
+        self.last_complete_epoch = record.epoch
+        logger.info("%s: continues after epoch %d, step %d", self.settings.path, record.epoch, record.step)
+
+    def _check_parameters(self, record: CommitRecord) -> None:
         def check() -> None:
             if record.parameters != hash_parameters(self.settings.model):
                 raise FingerprintError(
@@ -182,22 +192,22 @@ class Session:
                 )
 
         lead(self.place, check)
-        self._rewind(record.sequence)  # supersedes step snapshots of an epoch that did not end: it is trained again
-        self.completed, self.step = record.epoch, record.step
-        self.last_complete_epoch = record.epoch
-        logger.info("%s: continues after epoch %d, step %d", self.settings.path, record.epoch, record.step)
 
     def go_to(self, epoch: int, *, step: int | None) -> None:
         """Go back to a recorded epoch, or on to one that was trained and not recorded: the epochs between are gaps.
 
         Raises
         ------
+        FingerprintError
+            If the model's parameters are not those of the epoch; nothing is superseded then.
         InvalidArgumentError
-            If the epoch is not recorded, or the step is missing that a later one needs.
+            If the epoch is not recorded, or the step is missing that a later one needs, or is an earlier one.
         """
         last = self.last_complete_epoch
         if last is None or epoch <= last:
-            self._rewind(self._complete_record(epoch).sequence)
+            record = self._complete_record(epoch)
+            self._check_parameters(record)
+            self._rewind(record.sequence)
             self.last_complete_epoch = epoch
             return
         if step is None:
@@ -205,6 +215,7 @@ class Session:
                 f"{self.settings.path}: the recording ends after epoch {last}; to go on after epoch {epoch}, which was"
                 f" not committed, say how many optimizer steps were done by then: resume_from({epoch}, step=...)."
             )
+        step = check_count("resume_from(): step", step, least=self._complete_record(last).step)
         for missing in range(last + 1, epoch + 1):
             self.completed, self.step = missing, step if missing == epoch else -1
             due = self.taker.due(epoch=missing, step=self.step, complete=True)
@@ -287,6 +298,7 @@ class Session:
         if not self.place.leads:  # rank 0 keeps the metrics of all
             steps, metrics = StepMetrics(), {}
         self.background.submit(taken.pending(steps, metrics))
+        self._taken_step = self.step
         if complete:
             self.last_complete_epoch = self.completed
 
@@ -299,6 +311,11 @@ class Session:
         return Blame(doing, failed.epoch, failed.step)
 
     # Ending
+
+    @property
+    def has_more(self) -> bool:
+        """Whether anything was noted behind the last moment that was handed over, of what this rank keeps."""
+        return self.place.leads and (self.step != self._taken_step or bool(self.metrics))
 
     def drain(self) -> None:
         """Return when everything taken so far is committed, by all ranks.

@@ -15,7 +15,7 @@ import torch
 from recorder_training import Dropout, make_recorder, train
 from torch import nn
 
-from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, every
+from dynome_recorder import FingerprintError, InvalidArgumentError, Probe, RecordingWarning, every
 from dynome_recorder.storage.manifest import read_manifest
 from dynome_recorder.storage.verify import verify
 
@@ -173,6 +173,74 @@ def test_resume_from_supersedes_later_epochs_and_keeps_their_data(tmp_path: Path
         pytest.raises(InvalidArgumentError, match="ends after epoch 2; to go on after epoch 7"),
     ):
         recorder.resume_from(7)
+
+
+def test_resume_from_an_epoch_that_the_model_is_not_of_supersedes_nothing(tmp_path: Path) -> None:
+    path, model = tmp_path / "run", Dropout()
+    with make_recorder(path, model) as recorder:
+        for _ in recorder.epochs(3):
+            with torch.no_grad():
+                model[1].weight.add_(0.1)
+    with make_recorder(path, model) as recorder:
+        with pytest.raises(FingerprintError, match="not those recorded after epoch 2"):
+            recorder.resume_from(2)
+        recorder.resume_from(3)
+        assert list(recorder.epochs(4)) == [4]
+    assert [record.kind for record in read_manifest(path).records] == ["moment"] * 5
+
+
+@pytest.mark.parametrize("step", [11, -1, 1.5, "12"])
+def test_a_gap_ends_at_a_step_that_may_be(step: object, tmp_path: Path) -> None:
+    path, model = tmp_path / "run", Dropout()
+    with make_recorder(path, model) as recorder:
+        for _ in recorder.epochs(3):
+            for _ in range(4):
+                recorder.step()
+    before = read_manifest(path).digest
+    match = rf"resume_from\(\): step must be an integer of at least 12; got {step!r}"
+    with make_recorder(path, model) as recorder, pytest.raises(InvalidArgumentError, match=match):
+        recorder.resume_from(5, step=step)
+    assert read_manifest(path).digest == before
+
+
+def test_where_training_goes_on_is_checked(tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "run", Dropout()) as recorder:
+        for place in ({"epoch": "2"}, {"epoch": 2, "step": -1}, {"step": 2.5}):
+            with pytest.raises(InvalidArgumentError, match=r"start\(\): (epoch|step) must be an integer of at least 0"):
+                recorder.start(**place)
+
+
+def test_what_a_loop_leaves_behind_is_told(tmp_path: Path) -> None:
+    model = Dropout()
+    with pytest.warns(RecordingWarning) as told:
+        with make_recorder(tmp_path / "run", model) as recorder:
+            for epoch in recorder.epochs(5):
+                recorder.step(loss=1.0)
+                if epoch == 2:
+                    break
+        with make_recorder(tmp_path / "run", model) as recorder:
+            for _ in recorder.epochs(2):
+                recorder.step(loss=1.0)
+            recorder.note(test_loss=0.5)
+        with make_recorder(tmp_path / "run", model) as recorder:  # says nothing: all is recorded
+            for _ in recorder.epochs(3):
+                recorder.step(loss=1.0)
+            recorder.note(test_loss=0.5)
+            recorder.mark()
+    first, second = (str(warning.message) for warning in told)
+    assert "the loop was left in epoch 2, " in first
+    assert "call epoch() before break if it is complete" in first
+    assert "what was noted after epoch 2 is not recorded; call mark() behind note()." in second
+    assert "\n" not in first + second
+    assert read_manifest(tmp_path / "run").step_metrics()["test_loss"][1].tolist() == [0.5]
+
+
+def test_an_error_of_the_loop_says_enough(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ZeroDivisionError), make_recorder(tmp_path / "run", Dropout()) as recorder:
+        for _ in recorder.epochs(1):
+            recorder.step(loss=1.0)
+            raise ZeroDivisionError
+    assert not recwarn.list
 
 
 def test_step_snapshots_of_an_unfinished_epoch_are_superseded(tmp_path: Path) -> None:
