@@ -84,8 +84,8 @@ class DynomeCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: str | Path, *, probe: Probe, **options: Any) -> None:
         self._driver = Driver(path, {"probe": probe, **options})
         self._ended = False  # an epoch's batches are done, its evaluation is not
-        # Runs at interpreter exit too, and holds no reference to the callback.
-        weakref.finalize(self, self._driver.close, None)
+        # Runs at interpreter exit too, and holds no reference to the callback. A trainer that gets there was cut off.
+        weakref.finalize(self, self._driver.close, SystemExit())
 
     @property
     def recorder(self) -> Recorder | None:
