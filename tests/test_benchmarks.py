@@ -170,8 +170,9 @@ def test_commit_in_bytes_per_second(tmp_path: Path) -> None:
 def test_all_ways_of_reading_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = list(recording_reading.rows(snapshots=3, samples=SAMPLES, rounds=1))
-    assert len(rows) == 10
+    assert len(rows) == 15
     assert all(isinstance(value, float) and value > 0 for row in rows for value in row.values.values())
+    assert all(next(iter(row.values)) == "ours" for row in rows)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40))
