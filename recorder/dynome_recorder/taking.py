@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Failure = Callable[[], "BaseException | None"]
 
+_WHOLE = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
+
 
 class MomentTaker:
     """Copies what is due into slots; one per session.
@@ -397,18 +399,20 @@ def check_sample_ids(sample_ids: Any, samples: int) -> Any:
     """
     if sample_ids is None:
         return None
-    if hasattr(sample_ids, "detach"):
-        fits = not (sample_ids.is_floating_point() or sample_ids.is_complex()) and tuple(sample_ids.shape) == (samples,)
-        given, kept = sample_ids, sample_ids.detach().clone() if fits else None
-    else:
-        given = kept = np.array(sample_ids)
-        fits = given.dtype.kind in "iu" and given.shape == (samples,)
+    is_tensor = hasattr(sample_ids, "detach")
+    try:
+        given = sample_ids if is_tensor else np.array(sample_ids)
+    except ValueError:  # lists of different lengths
+        given = np.array(None)
+    if not is_tensor and given.dtype == np.uint64 and given.max(initial=0) < 2**63:
+        given = given.astype(np.int64)
+    fits = str(given.dtype).removeprefix("torch.") in _WHOLE and tuple(given.shape) == (samples,)
     if not fits:
         raise InvalidDataError(
-            f"sample_ids must be one whole number for each of the {samples} samples of the step; got {given.dtype} of"
-            f" shape {tuple(given.shape)}."
+            f"sample_ids must be one whole number below 2**63 for each of the {samples} samples of the step; got"
+            f" {given.dtype} of shape {tuple(given.shape)}."
         )
-    return kept
+    return given.detach().clone() if is_tensor else given
 
 
 def read_sample_ids(kept: Any) -> NDArray[np.int64] | None:

@@ -218,15 +218,43 @@ def test_models_whose_parameters_are_sharded_are_refused(tmp_path: Path) -> None
         make_recorder(tmp_path / "run", FullyShardedDataParallel(nn.Linear(4, 2)))
 
 
-def test_sample_ids_that_do_not_fit_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ids", "got"),
+    [
+        ([1, 2], r"int64 of shape \(2,\)"),
+        ([[1], [2, 3]], r"object of shape \(\)"),
+        ([True] * 5, r"bool of shape \(5,\)"),
+        (torch.ones(5, dtype=torch.bool), r"torch.bool of shape \(5,\)"),
+        (torch.ones(5), r"torch.float32 of shape \(5,\)"),
+        (np.full(5, 2**63, dtype=np.uint64), r"uint64 of shape \(5,\)"),  # as int64 it would be another number
+    ],
+)
+def test_sample_ids_that_do_not_fit_are_told(ids: object, got: str, tmp_path: Path) -> None:
     model = make_model()
     with (
-        pytest.raises(InvalidDataError, match="one whole number for each of the 5 samples"),
+        pytest.raises(InvalidDataError, match=rf"whole number below 2\*\*63 for each of the 5 samples.*got {got}"),
         make_recorder(tmp_path / "run", model, batches=every(steps=1), batch_size=5) as recorder,
     ):
         for _ in recorder.epochs(1):
             model(torch.randn(5, 4)).square().mean().backward()
-            recorder.step(sample_ids=[1, 2])
+            recorder.step(sample_ids=ids)
+
+
+@pytest.mark.parametrize("kind", [list, np.uint64, np.int8, torch.uint8, torch.int64])
+def test_sample_ids_are_those_of_the_moment(kind: object, tmp_path: Path) -> None:
+    model, numbers = make_model(), list(range(5))
+    is_torch = isinstance(kind, torch.dtype)
+    ids = (
+        torch.tensor(numbers, dtype=kind) if is_torch else [*numbers] if kind is list else np.array(numbers, dtype=kind)
+    )
+    with make_recorder(tmp_path / "run", model, batches=every(steps=1), batch_size=5) as recorder:
+        for _ in recorder.epochs(1):
+            model(torch.randn(5, 4)).square().mean().backward()
+            recorder.step(sample_ids=ids)
+            ids[0] = 99  # a loop may use its memory again
+    manifest = read_manifest(tmp_path / "run")
+    (entry,) = manifest.run["fingerprint"]["samples"].values()
+    assert manifest.array(entry["path"])[0].tolist() == numbers
 
 
 # Where training may go on
