@@ -539,8 +539,8 @@ class Recorder:
             text = f"what was noted after epoch {session.completed} is not recorded; call mark() behind note()"
         else:
             text = (
-                f"the loop was left in epoch {epoch}, whose last steps and their metrics are not recorded; call epoch()"
-                " before break if it is complete, or mark() to keep them"
+                f"the loop was left in epoch {epoch}, which is not recorded as complete; call epoch() before break if"
+                " it is, or mark() to keep its steps"
             )
         self._shield.tell("rest", f"{self.path}: {text}.")
 

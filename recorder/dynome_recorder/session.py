@@ -87,7 +87,7 @@ class Session:
         self.taker = MomentTaker(settings, plan, place, self.pool, failure=self.background.failure)
         self.metrics = StepMetrics()
         self.completed = self.step = 0
-        self._taken_step = 0  # of the last moment that was handed over
+        self._kept_step = 0  # of the last moment at which training can go on
         self.blocked_seconds = 0.0
         self._abandoned = False
         try:
@@ -178,7 +178,7 @@ class Session:
         self._check_parameters(record)
         self._rewind(record.sequence)  # supersedes step snapshots of an epoch that did not end: it is trained again
         self.completed, self.step = record.epoch, record.step
-        self._taken_step = self.step
+        self._kept_step = self.step
         self.last_complete_epoch = record.epoch
         logger.info("%s: continues after epoch %d, step %d", self.settings.path, record.epoch, record.step)
 
@@ -286,19 +286,16 @@ class Session:
         due
             Streams to take; what the schedules say if None.
         """
+        hashed = complete if hashed is None else hashed
         taken = self.taker.take(
-            epoch=self.completed,
-            step=self.step,
-            complete=complete,
-            hashed=complete if hashed is None else hashed,
-            lost=lost,
-            due=due,
+            epoch=self.completed, step=self.step, complete=complete, hashed=hashed, lost=lost, due=due
         )
         steps, self.metrics = self.metrics, StepMetrics()
         if not self.place.leads:  # rank 0 keeps the metrics of all
             steps, metrics = StepMetrics(), {}
         self.background.submit(taken.pending(steps, metrics))
-        self._taken_step = self.step
+        if hashed:
+            self._kept_step = self.step
         if complete:
             self.last_complete_epoch = self.completed
 
@@ -314,8 +311,8 @@ class Session:
 
     @property
     def has_more(self) -> bool:
-        """Whether anything was noted behind the last moment that was handed over, of what this rank keeps."""
-        return self.place.leads and (self.step != self._taken_step or bool(self.metrics))
+        """Whether anything was noted behind the last moment at which training can go on, on the rank that keeps it."""
+        return self.place.leads and (self.step != self._kept_step or bool(self.metrics))
 
     def drain(self) -> None:
         """Return when everything taken so far is committed, by all ranks.

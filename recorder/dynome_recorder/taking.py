@@ -58,6 +58,7 @@ class MomentTaker:
     def __init__(self, settings: Settings, plan: Plan, place: Place, pool: SlotPool, *, failure: Failure) -> None:
         self.settings = settings
         self.layouts = plan.sites
+        self.weights = {weight.name: BufferSpec(weight.shape, weight.dtype) for weight in plan.weights}
         self.pool = pool
         self.failure = failure
         self.leads = place.leads
@@ -221,6 +222,8 @@ class MomentTaker:
             name: BufferSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in wanted.items()
         }
+        if weights:
+            self._check_weights({name: specs[name] for name in names})
         slot = None if lost else self._acquire("weights", specs, wants=weights)
         if slot is not None:
             slot.copy_from(wanted)
@@ -230,6 +233,19 @@ class MomentTaker:
         if weights:
             taken.weights = names
             self._note("weights", slot, taken)
+
+    def _check_weights(self, found: Mapping[str, BufferSpec]) -> None:
+        if found == self.weights:
+            return
+        name = next(name for name in {**self.weights, **found} if found.get(name) != self.weights.get(name))
+        then, now = (
+            f"{spec.dtype} of shape {spec.shape}" if spec is not None else "not there"
+            for spec in (self.weights.get(name), found.get(name))
+        )
+        raise InvalidDataError(
+            f"weights: parameter {name!r} was {then} when the recording began, and is {now}; a model whose weights are"
+            " recorded must keep its parameters: change it before entering the recorder."
+        )
 
     def _acquire(self, stream: str, specs: Mapping[str, BufferSpec], *, wants: bool = True) -> Slot | None:
         """Return a slot, or None where the buffers are full and the snapshot is to be left out."""
@@ -400,6 +416,7 @@ def check_sample_ids(sample_ids: Any, samples: int) -> Any:
     if sample_ids is None:
         return None
     is_tensor = hasattr(sample_ids, "detach")
+    given: Any
     try:
         given = sample_ids if is_tensor else np.array(sample_ids)
     except ValueError:  # lists of different lengths

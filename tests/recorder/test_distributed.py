@@ -134,7 +134,7 @@ def test_a_second_distributed_run_on_the_same_folder_is_refused_on_every_rank(tm
     finally:
         lock.release()
     for result in results:
-        assert "another process is recording here" in result["error"], result
+        assert "another recorder writes here" in result["error"], result
 
 
 def test_outside_of_distributed_training_there_is_one_rank() -> None:

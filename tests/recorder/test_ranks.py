@@ -348,7 +348,7 @@ def test_a_rank_that_outlived_its_session_is_not_written_beside(tmp_path):
     writers = open_ranks(path, 2)
     commit_all(writers, range(3))
     writers[0].close()
-    with pytest.raises(RecordingLockedError, match="another process is recording here"):
+    with pytest.raises(RecordingLockedError, match="another recorder writes here"):
         RecordingWriter.open(path, killed_writer.describe("ranks", 2), world=2)
     writers[1].commit(moment(3, mode="ranks", rank=1, world=2, parts=2))
     writers[1].close()

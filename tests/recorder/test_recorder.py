@@ -522,6 +522,28 @@ def test_a_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
         Recorder(tmp_path / "run", None, probe=None)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model: nn.utils.parametrizations.weight_norm(model[1]), r"'1.weight' was float32 .*, and is not there"),
+        (lambda model: model.append(nn.Linear(4, 4)), r"'7.weight' was not there .*, and is float32 of shape \(4, 4\)"),
+        (
+            lambda model: model.__setitem__(6, nn.Linear(12, 5)),
+            r"shape \(4, 12\) .*, and is .* of shape \(5, 12\)",
+        ),
+    ],
+)
+def test_a_model_whose_parameters_change_is_told(change, told: str, tmp_path: Path) -> None:
+    model = Dropout()
+    text = rf"recording stopped at epoch 2: weights: parameter .*{told}; .* change it before entering the recorder\."
+    recorder = make_recorder(tmp_path / "run", model, strict=False)
+    with pytest.warns(RecordingWarning, match=text), recorder:
+        for epoch in recorder.epochs(3):
+            if epoch == 2:
+                change(model)
+    assert [record.epoch for record in read_manifest(tmp_path / "run").live] == [0, 1]
+
+
 def test_changed_model_between_plan_and_run_is_noticed(tmp_path: Path) -> None:
     model = Dropout()
     recorder = make_recorder(tmp_path / "run", model)

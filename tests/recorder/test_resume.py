@@ -229,7 +229,7 @@ def test_what_a_loop_leaves_behind_is_told(tmp_path: Path) -> None:
             recorder.mark()
     first, second = (str(warning.message) for warning in told)
     assert "the loop was left in epoch 2, " in first
-    assert "call epoch() before break if it is complete" in first
+    assert "which is not recorded as complete; call epoch() before break if it is" in first
     assert "what was noted after epoch 2 is not recorded; call mark() behind note()." in second
     assert "\n" not in first + second
     assert read_manifest(tmp_path / "run").step_metrics()["test_loss"][1].tolist() == [0.5]

@@ -305,7 +305,7 @@ def test_a_recording_of_something_else_is_not_continued(make_recording, other, m
 def test_only_one_process_records(tmp_path):
     with (
         RecordingWriter.open(tmp_path / "run", DESCRIPTION),
-        pytest.raises(RecordingLockedError, match="another process is recording here; wait until it ends"),
+        pytest.raises(RecordingLockedError, match="another recorder writes here; leave its `with` block"),
     ):
         RecordingWriter.open(tmp_path / "run", DESCRIPTION)
     RecordingWriter.open(tmp_path / "run", DESCRIPTION).close()

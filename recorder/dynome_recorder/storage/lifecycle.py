@@ -47,7 +47,8 @@ def acquire_lock(folder: Path, rank: int = 0) -> FileLock:
         lock.acquire(timeout=0.5)
     except Timeout:
         raise RecordingLockedError(
-            f"{folder}: another process is recording here; wait until it ends, end it, or record to another folder."
+            f"{folder}: another recorder writes here; leave its `with` block, wait until its process ends, or record to"
+            " another folder."
         ) from None
     return lock
 
