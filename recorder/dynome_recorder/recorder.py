@@ -166,7 +166,8 @@ class Recorder:
         self._last_statistics: Statistics | None = None
         self._signals = contextlib.ExitStack()
         self._epoch: int | None = None  # the epoch under way, between its begin and its commit
-        self._training = False  # from the first epoch on, misplaced calls are told and ignored
+        self._training = False  # whether start() was called
+        self._asked = False  # whether epochs() or start() was: from then on, misplaced calls are told and ignored
         self._stepped = False
 
     # Before training
@@ -221,7 +222,7 @@ class Recorder:
         )
         self._shield = Shield(self.path)
         self._session = Session(settings, plan, description, place)
-        self._training, self._stepped, self._epoch = False, False, None
+        self._training, self._asked, self._stepped, self._epoch = False, False, False, None
         self._shield.remove_note()
         self._signals.enter_context(ended_by_sigterm())
         return self
@@ -313,6 +314,7 @@ class Recorder:
             completed = session.completed  # a second loop after recording stopped: training goes on where it was
         elif session.last_complete_epoch is not None and session.last_complete_epoch >= count:
             logger.info("%s: all %d epochs are recorded", self.path, count)
+            self._asked = True
             return
         else:
             completed = self.start()
@@ -348,12 +350,14 @@ class Recorder:
         session = self._opened("start")
         epoch = None if epoch is None else check_count("start(): epoch", epoch, least=0)
         step = None if step is None else check_count("start(): step", step, least=0)
+        if self.degraded is not None:
+            return session.completed
         if self._training:  # a second loop: what goes wrong here must not end the first one's work
             with self._guard("start()", session, raising=(FingerprintError, InvalidArgumentError)):
                 session.start(epoch=epoch, step=step)
         else:
             session.start(epoch=epoch, step=step)
-        self._training = True
+        self._training = self._asked = True
         return session.completed
 
     def begin(self, epoch: int) -> None:
@@ -546,7 +550,7 @@ class Recorder:
 
     def _misplaced(self, call: str, where: str) -> None:
         text = f"{self.path}: {call} {where}."
-        if self._settings.strict or not self._training:
+        if self._settings.strict or not self._asked:
             raise InvalidArgumentError(text)
         self._shield.tell(call, f"{text} It is ignored; training goes on.")
 

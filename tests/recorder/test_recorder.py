@@ -390,6 +390,23 @@ def test_training_goes_on_in_a_second_loop_after_recording_stopped(
     assert done == [1, 2, 3, 4]
 
 
+def test_a_loop_of_ones_own_goes_on_after_recording_stopped(tmp_path: Path) -> None:
+    model = Dropout()
+    with make_recorder(tmp_path / "run", model, strict=False) as recorder:
+        assert recorder.start() == 0
+        recorder.begin(1)
+        model[5] = nn.Flatten(0)
+        with pytest.warns(RecordingWarning, match="recording stopped at epoch 1: 5: returned"):
+            recorder.epoch()
+        degraded = recorder.degraded
+        with torch.no_grad():
+            model[1].weight.add_(1)
+        assert recorder.start() == 1  # refuses the model no more: nothing is recorded of it
+        recorder.begin(2)
+        recorder.epoch()
+        assert recorder.degraded == degraded
+
+
 def test_strict_raises_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_commits(monkeypatch, after=1)
     with pytest.raises(StorageError, match="No space left"), make_recorder(tmp_path / "run", Dropout()) as recorder:

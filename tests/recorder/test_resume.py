@@ -114,6 +114,23 @@ def test_a_finished_run_yields_nothing_whatever_the_model_holds(tmp_path: Path) 
     assert read_manifest(tmp_path / "run").digest == before
 
 
+def test_what_follows_the_loop_of_a_finished_run_is_told_and_ignored(tmp_path: Path) -> None:
+    def script() -> None:
+        with make_recorder(tmp_path / "run", model, strict=False) as recorder:
+            for _ in recorder.epochs(1):
+                recorder.step(loss=1.0)
+            recorder.note(test_loss=0.5)
+            recorder.mark()
+
+    model = Dropout()
+    script()
+    before = read_manifest(tmp_path / "run").digest
+    with pytest.warns(RecordingWarning) as told:
+        script()
+    assert [str(warning.message).partition(": ")[2].partition("()")[0] for warning in told] == ["note", "mark"]
+    assert read_manifest(tmp_path / "run").digest == before
+
+
 def test_leaving_the_loop_early_leaves_the_epoch_out(tmp_path: Path) -> None:
     model = Dropout()
     run_epochs(tmp_path / "run", model, 3, limit=2)
