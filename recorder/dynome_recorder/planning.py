@@ -178,10 +178,23 @@ def choose_reductions(
 
 
 def plan_weights(model: nn.Module) -> tuple[PlannedWeight, ...]:
-    """List the parameters as they are recorded: tied ones once, under their first name."""
+    """List the parameters as they are recorded: tied ones once, under their first name, and none that is empty.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a sparse parameter.
+    """
+    import torch
+
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+        if parameter.layout is not torch.strided:
+            raise InvalidArgumentError(
+                f"weights: parameter {name!r} is {str(parameter.layout).removeprefix('torch.')}; only dense ones can be"
+                " recorded. Make it dense, or leave weights= out."
+            )
     return tuple(
         PlannedWeight(
             name=name,
@@ -191,6 +204,7 @@ def plan_weights(model: nn.Module) -> tuple[PlannedWeight, ...]:
             aliases=tuple(names[id(parameter)][1:]),
         )
         for name, parameter in model.named_parameters()
+        if parameter.numel()
     )
 
 

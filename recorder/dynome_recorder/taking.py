@@ -216,7 +216,7 @@ class MomentTaker:
         if not weights and not hashed:
             return
         state = state_tensors(self.settings.model)
-        names = [name for name, _ in self.settings.model.named_parameters()] if weights else []
+        names = [name for name, one in self.settings.model.named_parameters() if one.numel()] if weights else []
         wanted = state if hashed else {name: state[name] for name in names}
         specs = {
             name: BufferSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))

@@ -359,6 +359,7 @@ def test_what_has_not_changed_is_not_written_to(monkeypatch: pytest.MonkeyPatch)
     """A buffer may lie in a file that is mapped to be read: who writes to it ends the process."""
     model = Counting()
     model.register_buffer("steady", torch.ones(4))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
     written = []
     monkeypatch.setattr(torch.Tensor, "copy_", lambda tensor, values: written.append(tensor))
     with undisturbed(model, seed=0):

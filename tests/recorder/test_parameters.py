@@ -6,6 +6,7 @@ import copy
 import hashlib
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from recorder_training import Convolution, Shared
 from torch import nn
 
-from dynome_recorder import InvalidArgumentError
+from dynome_recorder import InvalidArgumentError, Probe, Recorder, every
 from dynome_recorder.capture import parameters
 from dynome_recorder.capture.parameters import (
     check_plain_parameters,
@@ -26,6 +27,9 @@ from dynome_recorder.capture.parameters import (
     to_host_array,
 )
 from dynome_recorder.capture.transfer import BufferSpec, SlotPool
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int64", "bool", "uint8", "complex64", "float8_e4m3fn"]
 
@@ -203,3 +207,67 @@ def test_a_real_dtensor_is_refused() -> None:
             check_plain_parameters(sharded)
     finally:
         distributed.destroy_process_group()
+
+
+SPARSE = {
+    "coo": lambda: torch.eye(4).to_sparse(),
+    "csr": lambda: torch.eye(4).to_sparse_csr(),
+    "csc": lambda: torch.eye(4).to_sparse_csc(),
+    "bsr": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR) tensor support")
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_tensors_are_part_of_the_state(kind: str) -> None:
+    def make() -> nn.Module:
+        model = nn.Module()
+        model.first = nn.Parameter(torch.ones(3))
+        model.register_buffer("adjacency", SPARSE[kind]())
+        return model
+
+    model = make()
+    assert "adjacency.values" in state_tensors(model)
+    assert digest_through_a_slot(model) == hash_parameters(model) == hash_parameters(make())
+    model.adjacency.values().mul_(2) if kind != "coo" else model.adjacency.mul_(2)
+    assert hash_parameters(model) != hash_parameters(make())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR) tensor support")
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_graph_network_with_a_sparse_buffer_is_recorded(kind: str, tmp_path: Path) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act, self.head = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)
+            self.register_buffer("adjacency", SPARSE[kind]())
+
+        def forward(self, nodes: torch.Tensor) -> torch.Tensor:
+            return self.head(self.act(self.linear(self.adjacency.to_dense() @ nodes)))
+
+    model, probe = Graph(), Probe(torch.randn(4, 3), transductive=True)
+    for epochs in (1, 2):
+        with Recorder(tmp_path / "run", model, probe=probe, strict=True, weights=every(epochs=1)) as recorder:
+            assert list(recorder.epochs(epochs)) == [epochs]
+
+
+def test_sparse_weights_are_refused_before_training(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    model.register_parameter("sparse", nn.Parameter(torch.eye(3).to_sparse()))
+    probe = Probe(torch.randn(4, 3))
+    with Recorder(tmp_path / "run", model, probe=probe) as recorder:
+        assert list(recorder.epochs(1)) == [1]
+    recorder = Recorder(tmp_path / "other", model, probe=probe, weights=every(epochs=1))
+    with pytest.raises(
+        InvalidArgumentError, match=r"parameter 'sparse' is sparse_coo; only dense .* leave weights= out"
+    ):
+        recorder.plan()
+
+
+def test_a_parameter_without_values_has_nothing_to_record(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    model.register_parameter("empty", nn.Parameter(torch.zeros(0, 3)))
+    probe = Probe(torch.randn(4, 3))
+    with Recorder(tmp_path / "run", model, probe=probe, weights=every(epochs=1), strict=True) as recorder:
+        assert list(recorder.epochs(1)) == [1]
+        assert [weight.name for weight in recorder.plan().weights] == ["0.weight", "0.bias", "2.weight", "2.bias"]

@@ -155,6 +155,17 @@ def test_hash_reads_mappings_and_refuses_what_it_cannot_compare() -> None:
         probe.hash()
 
 
+def test_hash_sees_a_sparse_part_of_a_batch() -> None:
+    def digest(edges: torch.Tensor) -> str:
+        samples = [*torch.eye(4)]
+        collate = lambda chosen: {"x": torch.stack(chosen), "edges": edges}  # noqa: E731
+        return Probe(samples, transductive=True, collate=collate).hash()
+
+    edges = torch.eye(4)
+    assert digest(edges.to_sparse()) == digest(edges.to_sparse())
+    assert len({digest(edges), digest(edges.to_sparse()), digest(edges.roll(1, 0).to_sparse())}) == 3
+
+
 def test_transductive_probe_passes_everything_and_records_its_rows() -> None:
     probe = Probe(X, size=7, transductive=True)
     assert torch.equal(rows(probe), X)

@@ -10,6 +10,7 @@ import google_crc32c
 import numpy as np
 
 from dynome_recorder.capture.reductions import dtype_name
+from dynome_recorder.capture.sparse import dense_parts
 from dynome_recorder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _PIECE = 2**20
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the model's state by name, its own tensors: parameters, then saved buffers; tied ones under one name.
 
-    Buffers that a checkpoint does not hold are left out, since a restored model cannot be asked for them.
+    Buffers that a checkpoint does not hold are left out, since a restored model cannot be asked for them. A sparse
+    tensor comes as its parts, ``NAME.values`` and so on.
     """
     unsaved = {
         f"{path}.{name}" if path else name
@@ -42,7 +44,11 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in unsaved:
             saved.setdefault(id(buffer), (name, buffer))
-    return {**dict(model.named_parameters()), **dict(saved.values())}
+    return {
+        f"{name}.{part}" if part else name: dense
+        for name, tensor in {**dict(model.named_parameters()), **dict(saved.values())}.items()
+        for part, dense in dense_parts(tensor).items()
+    }
 
 
 def digest_state(arrays: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from dynome_recorder.capture.sparse import dense_parts
 from dynome_recorder.errors import InvalidArgumentError, InvalidDataError
 from dynome_recorder.schedule import check_count
 from dynome_recorder.tracing.isolation import preserved_random_state
@@ -356,7 +357,9 @@ def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def _pin(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.pin_memory()
+    import torch
+
+    return tensor.pin_memory() if tensor.layout is torch.strided else tensor
 
 
 def _clone(tensor: torch.Tensor) -> torch.Tensor:
@@ -428,7 +431,9 @@ def _to_numpy(values: Any) -> NDArray[Any]:
 def _digest_into(digest: hashlib.blake2b, value: Any) -> None:
     import torch
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+        _digest_into(digest, [str(value.layout), list(value.shape), dense_parts(value)])
+    elif isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous()
         digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -137,12 +137,11 @@ def _write_back(tensor: torch.Tensor, data: torch.Tensor, values: torch.Tensor, 
     import torch
 
     strided = data.layout is torch.strided
-    if _version(tensor) == version is not None and strided:
+    if _version(tensor) == version is not None:
         # The version does not count what was done to ``tensor.data``.
-        if data.is_cpu:
-            if torch.equal(data, values):
-                return
-        elif 0 in data.stride():  # its values share memory, as after ``expand``: nothing can be written to it
+        if not strided or (data.is_cpu and torch.equal(data, values)):
+            return
+        if not data.is_cpu and 0 in data.stride():  # its values share memory, as after ``expand``
             return
     with torch.inference_mode(mode=version is None):
         (data if strided else tensor).copy_(values)  # a sparse tensor's ``data`` shares its memory until then
