@@ -111,9 +111,12 @@ class Recorder:
 
     Notes
     -----
-    Training with and without the recorder is bit-identical: random states, modes, buffers and gradients are as if it
-    were not there. A snapshot costs the training thread the probe's forward passes and one copy of the sites; a thread
-    of the recorder's compresses, syncs and commits. SIGTERM ends the loop by SystemExit, and what waits is committed.
+    Training with and without the recorder is bit-identical: random states, modes, buffers, gradients and what modules
+    keep between passes are as if it were not there. What a pass leaves elsewhere, in objects of other classes or
+    through hooks of the user's, the probe's passes leave too, unless it is done only ``if self.training:``.
+
+    A snapshot costs the training thread the probe's forward passes and one copy of the sites; a thread of the
+    recorder's compresses, syncs and commits. SIGTERM ends the loop by SystemExit, and what waits is committed.
     """
 
     def __init__(
@@ -383,6 +386,13 @@ class Recorder:
         ----------
         sample_ids
             Whole numbers, one per sample of the batch, that say which samples these were; kept with a recorded batch.
+
+        Raises
+        ------
+        InvalidDataError
+            If the batch of the first step is due and cannot be recorded; later ones stop the recording instead.
+        InvalidArgumentError
+            Before the loop over `epochs`.
         """
         session = self._session
         if self._epoch is None or session is None:

@@ -80,17 +80,17 @@ class Session:
         self.settings = settings
         self.place = place
         same(place, "what is recorded (sites, probe, weights)", _comparable(description))
-        self.writer = self._open(description)
-        self.last_complete_epoch: int | None = lead(place, lambda: self.writer.last_complete_epoch)
         self.pool = SlotPool(settings.buffer_bytes, device=device_of(settings.model))
+        self.writer = self._open(description)
         self.background = BackgroundWriter(self.writer, on_stop=self.pool.stop)
-        self.taker = MomentTaker(settings, plan, place, self.pool, failure=self.background.failure)
         self.metrics = StepMetrics()
         self.completed = self.step = 0
         self._kept_step = 0  # of the last moment at which training can go on
         self.blocked_seconds = 0.0
         self._abandoned = False
         try:
+            self.last_complete_epoch: int | None = lead(place, lambda: self.writer.last_complete_epoch)
+            self.taker = MomentTaker(settings, plan, place, self.pool, failure=self.background.failure)
             self.taker.attach()
         except BaseException:
             self.background.close()

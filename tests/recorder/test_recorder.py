@@ -263,6 +263,22 @@ def test_two_recorders_do_not_share_a_folder(tmp_path: Path) -> None:
         make_recorder(tmp_path / "run", Dropout()).__enter__()
 
 
+@pytest.mark.parametrize("what", ["SlotPool", "MomentTaker"])
+def test_whatever_fails_while_opening_gives_the_folder_back(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dynome_recorder.session as module
+
+    def fail(*arguments: object, **named: object) -> typing.NoReturn:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(module, what, fail)
+        make_recorder(tmp_path / "run", Dropout()).__enter__()
+    with make_recorder(tmp_path / "run", Dropout()) as recorder:
+        assert list(recorder.epochs(1)) == [1]
+
+
 def test_on_existing_error_refuses_a_recording(tmp_path: Path) -> None:
     with make_recorder(tmp_path / "run", Dropout(), on_existing="error") as recorder:
         list(recorder.epochs(1))
