@@ -56,7 +56,7 @@ class _Snapshots(da.Array):  # type: ignore[misc]  # dask ships no types
         if not given or 0 in values.shape:
             return super().__getitem__(index)
         chunks = values.shape
-        if not isinstance(given[0], int | np.integer):
+        if values.has_snapshots:  # cut along samples, tasks would decode the same
             each = math.prod(values.shape[1:])
             is_whole = each == math.prod(self.shape[1:]) and self.chunksize[0] == 1
             chunks = (1 if is_whole else max(1, CHUNK_BYTES // (each * values.dtype.itemsize)), *values.shape[1:])
@@ -64,8 +64,8 @@ class _Snapshots(da.Array):  # type: ignore[misc]  # dask ships no types
 
     def rechunk(self, *args: Any, **options: Any) -> da.Array:
         array = super().rechunk(*args, **options)
-        if array.numblocks[1:] != (1,) * (array.ndim - 1):
-            return array  # several tasks would decode the same
+        if array.npartitions > (array.numblocks[0] if self.values.has_snapshots else 1):
+            return array
         return self.of(self.values, f"rechunked-{tokenize(self.name, array.chunks)}", array.chunks)
 
     def __dask_postcompute__(self) -> tuple[Callable[..., NDArray[Any]], tuple[()]]:

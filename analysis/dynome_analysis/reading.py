@@ -162,6 +162,11 @@ class JointArray:
         self.dtype = reader.dtype
         self.ndim = len(self.shape)
 
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether the first axis is that of the snapshots: none of them was chosen by its number."""
+        return bool(self._chosen[0].ndim)
+
     def choose(self, selection: Any) -> JointArray:
         """Return a selection by whole numbers, slices and lists of positions, one per axis, and read nothing."""
         given = iter(positions(selection, self.shape))
