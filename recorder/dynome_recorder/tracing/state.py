@@ -44,7 +44,7 @@ class ModuleState:
 
     Notes
     -----
-    Cost: one copy of what it keeps, and some 20 us per module.
+    Cost: one copy of what it keeps, and 20 us (Linear) to 120 us (BatchNorm) per module.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
