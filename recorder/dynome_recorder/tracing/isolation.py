@@ -88,7 +88,7 @@ def undisturbed(model: nn.Module, *, seed: int, autocast: torch.dtype | None = N
 
     Notes
     -----
-    Cost: one copy of the model's buffers and some 20 us per module.
+    Cost: one copy of the model's buffers and 20 to 120 us per module.
     """
     import torch
 
