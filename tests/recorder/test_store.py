@@ -11,6 +11,7 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import zstd
 from recordings import moments
 
 from dynome_recorder.errors import CorruptRecordingError, InvalidArgumentError
@@ -18,6 +19,7 @@ from dynome_recorder.storage.layout import (
     ArraySpec,
     BulkLayout,
     ViewLayout,
+    _content_size,
     _with_crc,
     bulk_layout,
     inner_chunk,
@@ -325,3 +327,33 @@ def test_an_index_that_points_beyond_its_file_is_refused(tmp_path):
         array = CommittedArray(tmp_path, layout, 1, {layout.file(0): (len(data), "")})
         with pytest.raises(CorruptRecordingError, match=r"a/c\.0\.0\.0: cannot be read"):
             array[0, :, 0]
+
+
+def raw_frame(data):
+    """A zstd frame that does not say how many bytes it holds: a window of 32 MiB, one raw block."""
+    return bytes.fromhex("28b52ffd 00 78") + (len(data) << 3 | 1).to_bytes(3, "little") + data
+
+
+@pytest.mark.parametrize(
+    "frame", [zstd.compress, raw_frame, lambda data: zstd.compress(data[:8]) + zstd.compress(data[8:])]
+)
+@pytest.mark.parametrize("extra", [-4, 0, 4])
+def test_frames_of_other_writers_are_read_whole_or_refused(tmp_path, frame, extra):
+    layout = BulkLayout("a", (6, 8), "float32", ("sample", "unit"), (6, 8), {}, (6, 8))
+    values = np.arange(48, dtype="<f4").reshape(6, 8)
+    data = _with_crc(frame((values.tobytes() + bytes(4))[: values.nbytes + extra]))
+    write_array(tmp_path, layout, [values])
+    (tmp_path / layout.file(0)).write_bytes(data)
+    array = CommittedArray(tmp_path, layout, 1, {layout.file(0): (len(data), "")})
+    if extra:
+        with pytest.raises(CorruptRecordingError, match=r"a/c\.0\.0\.0: cannot be read"):
+            array[0]
+    else:
+        np.testing.assert_array_equal(array[0], values)
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 70_000), st.integers(-5, 3))
+def test_the_size_of_a_frame_is_read_as_zstd_wrote_it(size, level):
+    data = np.arange(size, dtype=np.uint8).tobytes()
+    assert _content_size(zstd.compress(data, level)) == size

@@ -705,6 +705,9 @@ def test_what_is_stored_uncompressed_is_a_frame_that_zstd_reads(length, seed):
     frame, checksum = stored[:-4], int.from_bytes(stored[-4:], "little")
     assert checksum == google_crc32c.value(frame)
     assert zstd.decompress(frame) == data.tobytes()
+    found = np.zeros_like(data)
+    layout.decompress(frame, found)
+    np.testing.assert_array_equal(found, data)
 
 
 @pytest.mark.parametrize(("values", "gain"), [("dense", 1.0), ("relu", 1.7), ("constant", 1000.0), ("bfloat16", 1.2)])

@@ -443,11 +443,29 @@ def decompress(data: bytes | memoryview, out: NDArray[Any]) -> None:
     Raises
     ------
     RuntimeError, ValueError
-        No such frame.
+        No such frame, or one of another size.
     """
     from numcodecs import zstd
 
-    zstd.decompress(data, out)
+    size = _content_size(data)
+    if size == out.nbytes:
+        zstd.decompress(data, out)
+        return
+    # Written by others, of which zstd would fill a beginning of `out` and not say so.
+    values = zstd.decompress(data)
+    if len(values) != out.nbytes:
+        raise ValueError(f"a chunk of {len(values)} bytes where {out.nbytes} belong")
+    out[...] = np.frombuffer(values, out.dtype).reshape(out.shape)
+
+
+def _content_size(frame: bytes | memoryview) -> int:
+    """Return how many bytes a zstd frame says it holds (RFC 8878, section 3.1.1.1); -1 where it does not say."""
+    descriptor = frame[4] if len(frame) > 4 else 0
+    has_window = not descriptor & 0x20
+    length = (0 if has_window else 1, 2, 4, 8)[descriptor >> 6]
+    start = 5 + has_window + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(frame[start : start + length], "little")
+    return size + 256 if length == 2 else size if length else -1
 
 
 def store_uncompressed(data: NDArray[np.uint8]) -> memoryview:
