@@ -101,8 +101,9 @@ class Loop:
             self.recorder.flush()
 
     def close(self) -> None:
-        """End the recording without an error of its own."""
+        """End the epoch under way, and the recording, without an error of its own."""
         if self.recorder is not None:
+            self.recorder.epoch()
             self.epochs.close()  # type: ignore[attr-defined]
             self.recorder.__exit__(None, None, None)
             assert self.recorder.degraded is None, self.recorder.degraded
