@@ -791,3 +791,18 @@ def test_importing_the_package_loads_neither_torch_nor_zarr_nor_xarray():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_a_thread_that_fails_before_it_writes_leaves_nobody_waiting(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    first, second = moments({"a": 30}, samples=40, epochs=2)[:2]
+    with RecordingWriter.open(tmp_path / "run", describe({"a": 30}, samples=40)) as recording:
+        with monkeypatch.context() as broken:
+            broken.setattr(bulk.BulkFiles, "_write", fail)
+            with pytest.raises(MemoryError):
+                recording.commit(first)
+        recording.commit(first)
+        recording.commit(second)
+    assert verify(tmp_path / "run", deep=True).clean

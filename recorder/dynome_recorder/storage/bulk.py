@@ -66,7 +66,9 @@ class BulkFiles:
             for name, content in self._contents.items()
         }
         for name, content in self._contents.items():
-            self.also(partial(self._write, name, content.layout, pieces[name]))
+            writing = self.also(partial(self._write, name, content.layout, pieces[name]))
+            # Whatever ends it, in a thread that runs out of memory before the first line too: nobody waits for ever.
+            writing.add_done_callback(partial(_pass_on_failure, self._written[name]))
 
     def entries(self) -> dict[str, FileEntry]:
         """Return size and crc32 of every file by path, as soon as all are written; they may not be synced yet.
@@ -78,10 +80,12 @@ class BulkFiles:
         """
         return {name: future.result() for name, future in self._written.items()}
 
-    def also(self, doing: Callable[[], Any]) -> None:
+    def also(self, doing: Callable[[], Any]) -> Future[Any]:
         """Do something beside the syncs, which `wait` waits for too."""
         assert self._workers is not None
-        self._pending.append(self._workers.submit(doing))
+        future = self._workers.submit(doing)
+        self._pending.append(future)
+        return future
 
     def wait(self) -> None:
         """Return when all is on disk.
@@ -102,8 +106,6 @@ class BulkFiles:
                 (self._store / name).unlink(missing_ok=True)
 
     def _write(self, name: str, layout: BulkLayout, compressed: Sequence[Callable[[], bytes | memoryview]]) -> None:
-        written = self._written[name]
-
         def pieces() -> Iterator[bytes | memoryview]:
             lengths = []
             for piece in compressed:
@@ -112,13 +114,14 @@ class BulkFiles:
                 yield data
             yield layout.index(lengths)
 
-        try:
-            write_pieces(self._store / name, pieces(), written=written.set_result)
-        except BaseException as error:
-            if not written.done():
-                written.set_exception(error)
-            raise
+        write_pieces(self._store / name, pieces(), written=self._written[name].set_result)
         # Right behind the last file: what a file's sync has taken along costs a folder's next to nothing.
         folder = (self._store / name).parent
         if self._left[folder].pop():
             sync_folder(folder)
+
+
+def _pass_on_failure(written: Future[FileEntry], writing: Future[Any]) -> None:
+    error = writing.exception()
+    if error is not None and not written.done():
+        written.set_exception(error)
